@@ -1,0 +1,1 @@
+"""Measurements and what they are held against. Nothing outside this package imports it."""

@@ -1,0 +1,602 @@
+"""A channel from Python: post operations, poll or wait for their completions.
+
+A channel belongs to the thread that opened it. Posting never blocks: a full ring answers False, and
+nothing is dropped. Waiting never consumes: `poll` does. Ctrl-C works inside every wait, because the
+compiled wait returns on signals and ten times a second.
+"""
+
+import os
+import socket
+import threading
+from collections import deque
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host import doors
+from host.errors import EngineDied, NothingOutstanding, WrongThread, error_of
+from host.memory import Buffer
+from host.records import CONTEXT
+from shm.channel import (
+    COVERED,
+    HOST_CHANNEL,
+    LEDGER,
+    UNSIGNALLED,
+    UNSOLICITED,
+    bind_host,
+    keep_ledger,
+    outstanding_limit,
+)
+from shm.libc import monotonic_ns
+from shm.operations import (
+    ACCEPT,
+    CANCEL,
+    CLOSE,
+    CONNECT,
+    FLUSHED,
+    LISTEN,
+    MORE,
+    NOP,
+    OPCODE_NAMES,
+    RECEIVE,
+    RECEIVE_EXACT,
+    REUSE_PORT,
+    SEND,
+    SHUTDOWN,
+    pack_socket_address,
+    unpack_peer,
+)
+from shm.records import CQE, NEVER, STATE_CLOSING, STATE_RUNNING, CHANNEL
+from shm.layout import offset
+from shm.view import address_of
+from shm.wait import DEADLINE, PEER, REASON_NAMES, SIGNAL, TICK
+
+TICK_NS: Final = 100_000_000
+POLL_MAX: Final = 256
+# user_data of the calls that wait for their own completion; applications use 0..2**62.
+_OWN: Final = 1 << 62
+
+_forks = 0
+
+
+def _after_fork() -> None:
+    global _forks  # noqa: PLW0603 - a child must know that it is one
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class Completion(NamedTuple):
+    """What became of one operation. `status` is 0 or -errno, `length` the bytes moved."""
+
+    opcode: int
+    endpoint: int
+    user_data: int
+    status: int
+    length: int
+    flags: int
+    arg0: int
+    arg1: int
+    arg2: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether it succeeded."""
+        return self.status == 0
+
+    @property
+    def unsolicited(self) -> bool:
+        """Whether nobody posted for it."""
+        return bool(self.flags & UNSOLICITED)
+
+    @property
+    def peer(self) -> tuple[str, int]:
+        """Address and port of an accepted connection's peer."""
+        return unpack_peer(self.arg0, self.arg1, self.arg2)
+
+    def check(self) -> "Completion":
+        """Return itself, or raise the exception that its status stands for."""
+        if self.status < 0:
+            raise error_of(self.status, OPCODE_NAMES.get(self.opcode, str(self.opcode)))
+        return self
+
+
+class WaitResult(NamedTuple):
+    """`ready` completions can be polled; `reason` is why the wait ended, by name."""
+
+    ready: int
+    reason: str
+
+
+class Owner(Protocol):
+    """What a channel needs of the engine handle that made it."""
+
+    def forget(self, channel: "Channel") -> None:
+        """Detach a closed channel."""
+
+
+class Channel:
+    """One work ring and one event ring. Made by `EngineHandle.channel()`."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        arenas: Any,
+        shared: NDArray[Any],
+        capacities: tuple[int, int],
+        bell: int,
+        wake_descriptor: int,
+    ) -> None:
+        self._owner, self._arenas, self._shared = owner, arenas, shared
+        self.work_capacity, self.event_capacity = capacities
+        self.wake_descriptor = wake_descriptor
+        self._thread, self._forks = threading.get_ident(), _forks
+        self._state = np.zeros(1, HOST_CHANNEL)
+        bind_host(address_of(self._state), address_of(shared), *capacities, bell)
+        limit = outstanding_limit(capacities[1])
+        self._ledger = np.zeros(limit + 1, LEDGER)
+        self._tickets = np.zeros(limit, np.int32)
+        keep_ledger(address_of(self._state), address_of(self._ledger), address_of(self._tickets))
+        self._context = np.zeros(1, CONTEXT)
+        self._context[0]["channel"] = address_of(self._state)
+        self._context[0]["mappings"] = address_of(arenas.mappings)
+        self._map()
+        arenas.on_change.append(self._map)
+        self._out = np.zeros(POLL_MAX, CQE)
+        self._backlog: deque[Completion] = deque()
+        self._next_own = _OWN
+        self._closed = False
+        self._flushed = False
+        self._poller_descriptor = -1
+
+    def _map(self) -> None:
+        self._context[0]["mapping_count"] = self._arenas.mapping_count
+
+    @property
+    def context(self) -> int:
+        """What compiled workers pass to `host.native`. Valid while the channel is open."""
+        self._check()
+        return address_of(self._context)
+
+    @property
+    def limit(self) -> int:
+        """How many posts may be outstanding."""
+        return int(self._state[0]["limit"])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What this channel has done: posts, completions, refusals, sleeps, doorbells."""
+        state = self._state[0]
+        return {
+            "posted": int(state["posted"]),
+            "completed": int(state["completed"]),
+            "refused": int(state["refused"]),
+            "outstanding": int(state["outstanding"]),
+            "waits": int(state["waiter"]["waits"]),
+            "sleeps": int(state["waiter"]["sleeps"]),
+            "doorbells": int(state["ringer"]["rings"]),
+        }
+
+    def run_inline(self, run: int, engine: int, descriptor: int) -> None:
+        """Tie the channel to an engine in this thread: addresses of its cycle and its record."""
+        self._context[0]["run"], self._context[0]["engine"] = run, engine
+        self._poller_descriptor = descriptor
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether the engine runs in this thread."""
+        return int(self._context[0]["run"]) != 0
+
+    @property
+    def watch_descriptor(self) -> int:
+        """What an event loop watches: readable when an armed wait is over or work has come."""
+        return self._poller_descriptor if self.is_inline else self.wake_descriptor
+
+    @property
+    def outstanding(self) -> int:
+        """Signalled posts whose completion was not polled yet."""
+        return int(self._state[0]["signalled"])
+
+    @property
+    def backlog(self) -> int:
+        """Completions taken off the ring and kept for `poll`."""
+        return len(self._backlog)
+
+    def ready(self, limit: int = POLL_MAX) -> int:
+        """How many completions, up to `limit` from the ring, `poll` would give."""
+        return doors.ready_count(self.context, limit) + len(self._backlog)
+
+    def progress(self) -> None:
+        """Let an inline engine do what it can without waiting; keeps completions for `poll`."""
+        self._backlog.extend(self._fetch(POLL_MAX))
+
+    def pick(self, user_data: int) -> Completion | None:
+        """Take the completion with this user_data if it is there; keep all others for `poll`."""
+        self.progress()
+        for place, completion in enumerate(self._backlog):
+            if completion.user_data == user_data and not completion.unsolicited:
+                del self._backlog[place]
+                return completion
+        return None
+
+    def spin(self, rounds: int) -> None:
+        """Have waits poll up to `rounds` times before they sleep (0: sleep at once)."""
+        self._check()
+        self._context[0]["spin_rounds"] = rounds
+
+    def _check(self) -> None:
+        if threading.get_ident() != self._thread or _forks != self._forks:
+            raise WrongThread(
+                "this channel was opened by another thread or before a fork: open one here"
+            )
+        if self._closed:
+            raise ValueError("this channel is closed")
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the engine is there."""
+        at = offset(CHANNEL, "state")
+        return int(self._shared[at : at + 8].view(np.int64)[0]) == STATE_RUNNING
+
+    # --- posting ---------------------------------------------------------------------------
+
+    def _answer(self, posted: int) -> bool:
+        if posted < 0:
+            raise ValueError("that memory is not shared with the engine: use a buffer from alloc()")
+        return posted > 0
+
+    def _ready_to_post(self) -> None:
+        self._check()
+        if not self.is_running:
+            raise EngineDied("the engine of this channel is gone: connect again")
+
+    def post_send(
+        self,
+        endpoint: int,
+        data: Buffer | NDArray[Any],
+        user_data: int = 0,
+        *,
+        more: bool = False,
+        signalled: bool = True,
+    ) -> bool:
+        """Post a send of a shared array's bytes. False, changing nothing, when there is no room.
+
+        The memory is the engine's until the completion. `more`: another send follows at once.
+        An unsignalled send completes silently with the channel's next completion, errors aside.
+        """
+        self._ready_to_post()
+        array = data.array if isinstance(data, Buffer) else data
+        flags = (MORE if more else 0) | (0 if signalled else UNSIGNALLED)
+        return self._answer(
+            doors.post_transfer(
+                address_of(self._context),
+                SEND,
+                flags,
+                endpoint,
+                user_data,
+                address_of(array),
+                array.nbytes,
+            )
+        )
+
+    def post_recv(
+        self,
+        endpoint: int,
+        into: Buffer | NDArray[Any],
+        user_data: int = 0,
+        *,
+        exact: bool = False,
+    ) -> bool:
+        """Post a receive: of exactly the array's size, or of any bytes that come.
+
+        False, changing nothing, when there is no room. At the end of the stream an exact receive
+        completes with END_OF_STREAM and what it had, another with length 0.
+        """
+        self._ready_to_post()
+        array = into.array if isinstance(into, Buffer) else into
+        return self._answer(
+            doors.post_transfer(
+                address_of(self._context),
+                RECEIVE,
+                RECEIVE_EXACT if exact else 0,
+                endpoint,
+                user_data,
+                address_of(array),
+                array.nbytes,
+            )
+        )
+
+    def _post_plain(self, opcode: int, endpoint: int, user_data: int, arg0: int = 0) -> bool:
+        self._ready_to_post()
+        context = address_of(self._context)
+        return doors.post_plain(context, opcode, 0, endpoint, user_data, arg0) > 0
+
+    def post_nop(self, user_data: int = 0) -> bool:
+        """Post the operation that the engine completes at once."""
+        return self._post_plain(NOP, 0, user_data)
+
+    def post_accept(self, listener: int, user_data: int = 0) -> bool:
+        """Post an accept; its completion's `endpoint` is the connection, `peer` its address."""
+        return self._post_plain(ACCEPT, listener, user_data)
+
+    def post_shutdown(self, endpoint: int, user_data: int = 0) -> bool:
+        """Post the end of our direction, behind everything that was sent."""
+        return self._post_plain(SHUTDOWN, endpoint, user_data)
+
+    def post_close(self, endpoint: int, user_data: int = 0) -> bool:
+        """Post the end of an endpoint; whatever is outstanding on it completes as cancelled."""
+        return self._post_plain(CLOSE, endpoint, user_data)
+
+    def post_cancel(self, endpoint: int, target: int, user_data: int = 0) -> bool:
+        """Post the cancellation of the endpoint's operation with user_data `target`.
+
+        Its own completion is 0, -ENOENT (nothing such is outstanding) or -EALREADY (half sent).
+        """
+        return self._post_plain(CANCEL, endpoint, user_data, target)
+
+    def _post_address(
+        self, opcode: int, flags: int, address: tuple[str, int], user_data: int, arg0: int
+    ) -> bool:
+        self._ready_to_post()
+        packed = np.frombuffer(pack_socket_address(*address), np.uint8)
+        context = address_of(self._context)
+        return (
+            doors.post_address(
+                context, opcode, flags, user_data, arg0, address_of(packed), packed.nbytes
+            )
+            > 0
+        )
+
+    def post_connect(
+        self, address: tuple[str, int], user_data: int = 0, *, timeout_s: float = 0
+    ) -> bool:
+        """Post a connect to a numeric address; `resolve` makes one from a name."""
+        return self._post_address(CONNECT, 0, address, user_data, int(timeout_s * 1e9))
+
+    def post_listen(
+        self,
+        address: tuple[str, int],
+        user_data: int = 0,
+        *,
+        backlog: int = 128,
+        reuse_port: bool = False,
+    ) -> bool:
+        """Post a listen; its completion's `endpoint` is the listener, `arg0` the bound port."""
+        flags = REUSE_PORT if reuse_port else 0
+        return self._post_address(LISTEN, flags, address, user_data, backlog)
+
+    # --- completions -----------------------------------------------------------------------
+
+    def poll(self, limit: int = POLL_MAX) -> list[Completion]:
+        """Take up to `limit` completions. Never blocks; an empty list when there are none."""
+        self._check()
+        found: list[Completion] = []
+        while self._backlog and len(found) < limit:
+            found.append(self._backlog.popleft())
+        if len(found) < limit:
+            found += self._fetch(min(limit - len(found), POLL_MAX))
+        return found
+
+    def poll_array(self, limit: int = POLL_MAX) -> NDArray[Any]:
+        """Like `poll`, as a CQE array that the next call overwrites: for many completions."""
+        self._check()
+        count = doors.poll(address_of(self._context), address_of(self._out), min(limit, POLL_MAX))
+        return self._out[:count]
+
+    def _fetch(self, limit: int) -> list[Completion]:
+        count = doors.poll(address_of(self._context), address_of(self._out), limit)
+        if count == 0:
+            return [] if self.is_running or self._flushed else self._flush()
+        return [_completion(row) for row in self._out[:count].tolist()]
+
+    def _flush(self) -> list[Completion]:
+        """The engine is gone: give every outstanding post its completion, FLUSHED."""
+        self._flushed = True
+        lines = self._ledger[self._ledger["opcode"] != 0]
+        self._state[0]["signalled"] = 0
+        self._state[0]["outstanding"] = 0
+        return [
+            Completion(int(r["opcode"]), int(r["endpoint"]), int(r["user_data"]), FLUSHED, 0, 0, 0, 0, 0)
+            for r in lines
+        ]
+
+    def wait_n(
+        self, n: int, *, min_wait_s: float | None = None, timeout_s: float | None = None
+    ) -> WaitResult:
+        """Sleep until `n` completions can be polled; consumes nothing.
+
+        `n` is clamped to what is outstanding. After `min_wait_s` one completion is enough. Raises
+        ValueError for n < 1, NothingOutstanding when nothing could ever come, EngineDied.
+        """
+        self._check()
+        if n < 1:
+            raise ValueError(f"wait_n of {n}: at least 1")
+        if len(self._backlog) >= n:
+            return WaitResult(len(self._backlog), "threshold")
+        context = address_of(self._context)
+        n -= len(self._backlog)
+        if int(self._state[0]["signalled"]) == 0 and timeout_s is None:
+            ready = doors.ready_count(context, n) + len(self._backlog)
+            if ready == 0:
+                raise NothingOutstanding(
+                    "wait_n would sleep for ever: nothing is outstanding on this channel; "
+                    "post first, or give timeout_s"
+                )
+            return WaitResult(ready, "threshold")
+        now = monotonic_ns()
+        deadline = NEVER if timeout_s is None else now + int(timeout_s * 1e9)
+        min_wait = NEVER if min_wait_s is None else now + int(min_wait_s * 1e9)
+        while True:
+            reason = doors.wait_n(context, n, min_wait, deadline, now + TICK_NS)
+            if reason not in (TICK, SIGNAL):
+                break
+            now = monotonic_ns()  # Python has had its look at signals between the two calls.
+        ready = doors.ready_count(context, self.event_capacity) + len(self._backlog)
+        if reason == PEER and ready == 0 and (self._flushed or not self._queue_flushed()):
+            raise EngineDied("the engine went away while this channel waited: connect again")
+        if reason == DEADLINE and ready >= n:
+            return WaitResult(ready, "threshold")
+        return WaitResult(max(ready, len(self._backlog)), REASON_NAMES[reason])
+
+    def _queue_flushed(self) -> int:
+        self._backlog.extend(self._flush())
+        return len(self._backlog)
+
+    def wait(self, *, timeout_s: float | None = None) -> WaitResult:
+        """`wait_n(1)`."""
+        return self.wait_n(1, timeout_s=timeout_s)
+
+    # --- calls that wait for their own completion ------------------------------------------
+
+    def _own(self) -> int:
+        self._next_own += 1
+        return self._next_own
+
+    def complete(self, user_data: int, timeout_s: float | None = None) -> Completion:
+        """Wait for the completion with this user_data; keep all others for `poll`.
+
+        Raises TimeoutError.
+        """
+        deadline = None if timeout_s is None else monotonic_ns() + int(timeout_s * 1e9)
+        kept: list[Completion] = []
+        try:
+            while True:
+                for completion in self.poll():
+                    if completion.user_data == user_data and not completion.unsolicited:
+                        found = completion
+                        break
+                    kept.append(completion)
+                else:
+                    left = None if deadline is None else (deadline - monotonic_ns()) / 1e9
+                    if left is not None and left <= 0:
+                        raise TimeoutError(f"no completion within {timeout_s} s")
+                    self.wait_n(1, timeout_s=left)
+                    continue
+                return found
+        finally:
+            self._backlog.extendleft(reversed(kept))
+
+    def _posted(self, posted: bool) -> None:
+        if not posted:
+            raise BlockingIOError("the channel's ring is full: poll completions first")
+
+    def connect(self, host: str, port: int, *, timeout_s: float = 10.0) -> int:
+        """Connect to a name or address, trying each of its addresses. Return the endpoint.
+
+        Raises OSError (ConnectionRefusedError, TimeoutError, socket.gaierror, ...).
+        """
+        error: Exception = OSError(f"{host} has no address")
+        for address in resolve(host, port):
+            own = self._own()
+            self._posted(self.post_connect(address, own, timeout_s=timeout_s))
+            try:
+                return self.complete(own).check().endpoint
+            except OSError as failed:
+                error = type(failed)(failed.errno, f"{address[0]} port {port}: {failed.strerror}")
+        raise error
+
+    def listen(
+        self, host: str, port: int, *, backlog: int = 128, reuse_port: bool = False
+    ) -> tuple[int, int]:
+        """Listen on a name or address. Return the listener and the bound port. Raises OSError."""
+        own = self._own()
+        address = resolve(host, port, passive=True)[0]
+        self._posted(self.post_listen(address, own, backlog=backlog, reuse_port=reuse_port))
+        done = self.complete(own).check()
+        return done.endpoint, done.arg0
+
+    def accept(
+        self, listener: int, *, timeout_s: float | None = None
+    ) -> tuple[int, tuple[str, int]]:
+        """Wait for a connection. Return its endpoint and its peer. Raises TimeoutError."""
+        own = self._own()
+        self._posted(self.post_accept(listener, own))
+        try:
+            done = self.complete(own, timeout_s).check()
+        except TimeoutError:
+            self._withdraw(listener, own)
+            raise
+        return done.endpoint, done.peer
+
+    def send(self, endpoint: int, data: Buffer | NDArray[Any], timeout_s: float | None = None) -> None:
+        """Send all of a shared array."""
+        own = self._own()
+        self._posted(self.post_send(endpoint, data, own))
+        try:
+            self.complete(own, timeout_s).check()
+        except TimeoutError:
+            self._withdraw(endpoint, own)
+            raise
+
+    def recv(
+        self,
+        endpoint: int,
+        into: Buffer | NDArray[Any],
+        *,
+        exact: bool = False,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Receive into a shared array. Return the bytes, 0 at the end of the stream.
+
+        Raises EndOfStream when an exact receive cannot be filled, TimeoutError, OSError.
+        """
+        own = self._own()
+        self._posted(self.post_recv(endpoint, into, own, exact=exact))
+        try:
+            return self.complete(own, timeout_s).check().length
+        except TimeoutError:
+            self._withdraw(endpoint, own)
+            raise
+
+    def _withdraw(self, endpoint: int, target: int) -> None:
+        """Take an operation back that was waited for too long, and swallow both completions."""
+        own = self._own()
+        if self.post_cancel(endpoint, target, own):
+            self.complete(own)
+            self.complete(target)
+
+    def close_endpoint(self, endpoint: int) -> None:
+        """End an endpoint and wait until the engine has let go of it."""
+        own = self._own()
+        self._posted(self.post_close(endpoint, own))
+        self.complete(own)
+
+    def close(self) -> None:
+        """Close every endpoint of this channel and give its memory back. Idempotent."""
+        if self._closed:
+            return
+        self._arenas.on_change.remove(self._map)
+        self._closed = True
+        self._owner.forget(self)
+
+    def mark(self, state: int = STATE_CLOSING) -> None:
+        """Set the channel's state and wake its waiter; any thread may call this."""
+        doors.mark_state(address_of(self._state), state, self.wake_descriptor)
+
+    def __enter__(self) -> "Channel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _completion(row: tuple[Any, ...]) -> Completion:
+    # The order of shm.records.CQE's fields.
+    _, opcode, _, flags, endpoint, user_data, status, length, _, _, arg0, arg1, arg2 = row
+    return Completion(
+        opcode, endpoint, user_data, status, length, flags & ~COVERED, arg0, arg1, arg2
+    )
+
+
+def resolve(host: str, port: int, *, passive: bool = False) -> list[tuple[str, int]]:
+    """Numeric addresses of a name, in the order to try. Runs in the host: the engine never asks."""
+    flags = socket.AI_PASSIVE if passive else 0
+    found = socket.getaddrinfo(
+        host.strip("[]") or None, port, type=socket.SOCK_STREAM, flags=flags
+    )
+    unique = dict.fromkeys((str(entry[4][0]), int(entry[4][1])) for entry in found)
+    return list(unique)
+
+

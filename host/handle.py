@@ -1,0 +1,187 @@
+"""The handle of an engine in another process: its control socket, channels and memory.
+
+A watcher thread does nothing but wait for the control socket to hang up. When it does, every
+channel is marked dead and its waiter woken: the death of an engine is noticed at once.
+"""
+
+import contextlib
+import os
+import select
+import socket
+import threading
+from typing import Any
+
+from host.channel import Channel
+from host.errors import (
+    EngineDied,
+    EngineForbidden,
+    EngineMismatch,
+    EngineNotRunning,
+    EngineRefused,
+)
+from host.memory import ARENA_SIZE, Arenas, Buffer
+from shm import messages
+from shm.channel import channel_size, initialise
+from shm.records import LAYOUT_HASH, STATE_DEAD, VERSION
+from shm.rendezvous import NAME_FORM, socket_candidates
+from shm.segment import KIND_CHANNEL, Segment, create, publish
+from shm.segment import map_descriptor
+
+
+def _dial(name: str) -> socket.socket:
+    if not NAME_FORM.fullmatch(name):
+        raise EngineNotRunning(f"{name!r} cannot name an engine: use a-z 0-9 _ - or inline:")
+    tried = socket_candidates(name)
+    for path in tried:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            connection.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
+        except PermissionError as error:
+            connection.close()
+            raise EngineForbidden(
+                f"{path} is not open to uid {os.geteuid()}: run as the engine's user"
+            ) from error
+        else:
+            return connection
+    places = " or ".join(str(path) for path in tried)
+    raise EngineNotRunning(
+        f"no engine named {name!r} listens at {places}: start it with "
+        f"`ppe up --name {name}`, or use inline:"
+    )
+
+
+class EngineHandle:
+    """A connection to an engine's control plane. Made by `host.connect(name)`."""
+
+    inline = False
+
+    def __init__(self, name: str, arena_size: int = ARENA_SIZE) -> None:
+        self._connection = _dial(name)
+        self._lock = threading.Lock()
+        self._channels: dict[Channel, tuple[int, Segment, int, int]] = {}
+        self._dead = False
+        self._arenas = Arenas(self._register, arena_size)
+        try:
+            self.info = self._call({"call": "hello", "version": VERSION, "layout": LAYOUT_HASH})
+        except BaseException:
+            self._connection.close()
+            raise
+        self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
+        self._watcher = threading.Thread(
+            target=self._watch, name=f"ppe-watch-{name}", daemon=True
+        )
+        self._watcher.start()
+
+    def _call(self, message: dict[str, Any], descriptors: list[int] | None = None) -> dict[str, Any]:
+        answer, received = self._call_with_descriptors(message, descriptors)
+        messages.close_all(received)
+        return answer
+
+    def _call_with_descriptors(
+        self, message: dict[str, Any], descriptors: list[int] | None = None
+    ) -> tuple[dict[str, Any], list[int]]:
+        """One question and its answer. Raises by what the engine says."""
+        with self._lock:
+            try:
+                messages.send(self._connection, message, descriptors or [])
+                answer, received = messages.receive(self._connection)
+            except messages.ControlClosed as error:
+                raise EngineDied("the engine closed the control socket: connect again") from error
+        if "error" in answer:
+            messages.close_all(received)
+            kind = {"mismatch": EngineMismatch, "forbidden": EngineForbidden}
+            raise kind.get(str(answer.get("kind")), EngineRefused)(answer["error"])
+        return answer, received
+
+    def _watch(self) -> None:
+        poller = select.poll()
+        poller.register(self._connection.fileno(), select.POLLRDHUP)
+        poller.register(self._stop_read, select.POLLIN)
+        ready = dict(poller.poll())
+        if self._stop_read in ready:
+            return
+        self._dead = True
+        for channel in list(self._channels):
+            channel.mark(STATE_DEAD)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the engine's control socket is open."""
+        return not self._dead
+
+    def _register(self, segment: Segment) -> int:
+        answer = self._call({"call": "register", "size": segment.size}, [segment.descriptor])
+        return int(answer["region"])
+
+    def alloc(self, size: int) -> Buffer:
+        """A buffer the engine may touch. Raises ValueError, SegmentError or EngineRefused."""
+        return self._arenas.alloc(size)
+
+    def channel(self, work: int = 256, events: int = 256) -> Channel:
+        """Open a channel for the calling thread; capacities are powers of two.
+
+        Raises ValueError for capacities that cannot be, EngineRefused when the engine is full.
+        """
+        size = channel_size(work, events)
+        segment = create(size, KIND_CHANNEL, header=True)
+        initialise(segment.address, work, events)
+        publish(segment)
+        bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            answer = self._call(
+                {"call": "attach", "work": work, "events": events},
+                [segment.descriptor, bell, wake],
+            )
+        except BaseException:
+            segment.close()
+            os.close(bell)
+            os.close(wake)
+            raise
+        channel = Channel(self, self._arenas, segment.array, (work, events), bell, wake)
+        self._channels[channel] = (int(answer["channel"]), segment, bell, wake)
+        if self._dead:
+            channel.mark(STATE_DEAD)
+        return channel
+
+    def forget(self, channel: Channel) -> None:
+        """Detach a closed channel; the engine lets go of its endpoints before this returns."""
+        number, segment, bell, wake = self._channels.pop(channel)
+        with contextlib.suppress(EngineDied, EngineRefused):
+            self._call({"call": "detach", "channel": number})
+        segment.close()
+        os.close(bell)
+        os.close(wake)
+
+    def accounts(self) -> list[Segment]:
+        """The accounts of each of its engines, mapped read-only; close them when done."""
+        answer, descriptors = self._call_with_descriptors({"call": "accounts"})
+        sizes = answer["sizes"]
+        return [
+            map_descriptor(descriptor, size, writable=False)
+            for descriptor, size in zip(descriptors, sizes, strict=True)
+        ]
+
+    def order(self, call: str, **fields: Any) -> dict[str, Any]:
+        """Ask the control plane something by name (`stat`, `stop`, ...)."""
+        return self._call({"call": call, **fields})
+
+    def close(self) -> None:
+        """Close every channel and the connection. Idempotent."""
+        for channel in list(self._channels):
+            channel.close()
+        if self._connection.fileno() >= 0:
+            os.write(self._stop_write, b".")
+            self._watcher.join()
+            self._connection.close()
+            os.close(self._stop_read)
+            os.close(self._stop_write)
+            self._arenas.close()
+
+    def __enter__(self) -> "EngineHandle":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

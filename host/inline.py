@@ -1,0 +1,129 @@
+"""The same API without a daemon: the engine's layers run in the caller's own thread.
+
+The baseline that asymmetric multiprocessing is compared with, and the way to use the library
+without setting anything up. The one module outside `ppe` that imports the cycle, and only when an
+inline engine is asked for. Channel and engine must stay in one thread.
+"""
+
+import os
+import threading
+from typing import Any
+from urllib.parse import parse_qs
+
+from host.channel import Channel
+from host.errors import EngineRefused, WrongThread
+from host.memory import ARENA_SIZE, Arenas, Buffer
+from ppe.cycle.control_port import ControlPort
+from ppe.cycle.cycle import run
+from ppe.cycle.records import IDLE_NAMES
+from ppe.cycle.tables import EngineTables, Limits, Settings
+from shm.channel import ENGINE_CHANNEL, bind_engine, channel_size, initialise
+from shm.segment import KIND_CHANNEL, Segment, create, publish
+
+import numpy as np
+
+CLIENT = 2
+# Host and engine take turns in one thread, so nobody would ring for a parked channel.
+NEVER_PARK_US = 1 << 40
+LIMITS = Limits(channels=16, endpoints=1024, operations=16384, regions=256)
+
+
+class InlineHandle:
+    """An engine that lives in the calling thread. Made by `host.connect("inline:")`."""
+
+    inline = True
+
+    def __init__(self, query: str = "", arena_size: int = ARENA_SIZE) -> None:
+        options = {name: values[-1] for name, values in parse_qs(query).items()}
+        idle = options.pop("idle", "sleep")
+        readiness = options.pop("readiness", "auto")
+        if options or idle not in IDLE_NAMES or readiness not in ("auto", "io_uring", "epoll"):
+            raise ValueError(
+                f"inline:?{query}: the options are idle={'|'.join(IDLE_NAMES)} and "
+                "readiness=auto|io_uring|epoll"
+            )
+        self._thread = threading.get_ident()
+        self._tables = EngineTables(
+            LIMITS, Settings(idle=idle, readiness=readiness, park_after_us=NEVER_PARK_US)
+        )
+        self._port = ControlPort(self._tables, inline=True)
+        self._port.start()
+        self._arenas = Arenas(self._register, arena_size)
+        self._channels: dict[Channel, tuple[int, Segment, int]] = {}
+        self._numbers = list(range(LIMITS.channels - 1, 0, -1))
+        self._closed = False
+        self.info: dict[str, Any] = {
+            "pid": os.getpid(),
+            "readiness": self._tables.poller_name,
+            "idle": idle,
+        }
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was not closed."""
+        return not self._closed
+
+    @property
+    def tables(self) -> EngineTables:
+        """The engine's tables, for experiments that look inside."""
+        return self._tables
+
+    def _check(self) -> None:
+        if threading.get_ident() != self._thread:
+            raise WrongThread("an inline engine runs in the thread that made it: connect here")
+
+    def _register(self, segment: Segment) -> int:
+        self._check()
+        return self._port.add_region(CLIENT, segment.address, segment.size)
+
+    def alloc(self, size: int) -> Buffer:
+        """A buffer the engine may touch."""
+        return self._arenas.alloc(size)
+
+    def channel(self, work: int = 256, events: int = 256) -> Channel:
+        """Open a channel; capacities are powers of two."""
+        self._check()
+        if not self._numbers:
+            raise EngineRefused(f"an inline engine has {LIMITS.channels - 1} channels")
+        segment = create(channel_size(work, events), KIND_CHANNEL, header=True)
+        initialise(segment.address, work, events)
+        publish(segment)
+        bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        rings = np.zeros(1, ENGINE_CHANNEL)
+        bind_engine(int(rings.ctypes.data), segment.address, work, events, -1)
+        number = self._numbers.pop()
+        self._port.attach(number, rings, bell, CLIENT, os.getpid(), True)
+        channel = Channel(self, self._arenas, segment.array, (work, events), bell, -1)
+        channel.run_inline(run.address, self._tables.address, self._tables.poller_descriptor)
+        self._channels[channel] = (number, segment, bell)
+        return channel
+
+    def forget(self, channel: Channel) -> None:
+        """Detach a closed channel."""
+        self._check()
+        number, segment, bell = self._channels.pop(channel)
+        self._port.detach(number)
+        self._numbers.append(number)
+        segment.close()
+        os.close(bell)
+
+    def accounts(self) -> list[Segment]:
+        """The engine's accounts, as a daemon's are given; do not close them."""
+        return [self._tables.accounts]
+
+    def close(self) -> None:
+        """Close every channel and the engine. Idempotent."""
+        if self._closed:
+            return
+        for channel in list(self._channels):
+            channel.close()
+        self._closed = True
+        self._arenas.close()
+        self._port.close()
+        self._tables.close()
+
+    def __enter__(self) -> "InlineHandle":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,25 @@
+"""iSCSI initiator and target (RFC 7143). Public names load on first use (PEP 562), so an engine
+that imports `iscsi.wire` loads no session or host code.
+"""
+
+from importlib import import_module
+from typing import Any, Final
+
+_HOMES: Final = {
+    "BlockDevice": "iscsi.session.blockdev",
+    "aopen": "iscsi.session.blockdev",
+    "open": "iscsi.session.blockdev",
+}
+
+__all__ = ["BlockDevice", "aopen", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that defines it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'iscsi' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,161 @@
+"""Receive framing for both roles: which bytes of the stream belong where (RFC 7143 §11.1).
+The role fills in where a PDU's data goes when its header is complete and acts when the PDU is; the
+bytes may already lie where they are wanted, and then they are not touched.
+"""
+
+from typing import Final
+
+from iscsi.wire import bhs
+from iscsi.wire.crc32c import ONES, finish, update
+from iscsi.wire.port import SINK_SIZE, port_at
+from iscsi.wire.violations import Violation
+from shm.jit import nopython
+from shm.memory import copy_bytes, load_8, load_24_be, load_32
+
+BHS_LENGTH: Final = bhs.BHS_LENGTH
+AHS_WORDS: Final = bhs.OFFSET_TOTAL_AHS_WORDS
+DATA_SEGMENT_LENGTH: Final = bhs.OFFSET_DATA_SEGMENT_LENGTH
+
+# What comes next in the stream.
+PHASE_BHS: Final = 0
+PHASE_REST_OF_HEADER: Final = 1  # AHS and header digest
+PHASE_DATA: Final = 2
+PHASE_SINK: Final = 3
+PHASE_TRAILER: Final = 4  # padding and data digest
+
+# What `step` found.
+MORE: Final = 0
+HEADER_COMPLETE: Final = 1
+PDU_COMPLETE: Final = 2
+
+HEADER_DIGEST: Final = int(Violation.HEADER_DIGEST)
+DATA_DIGEST: Final = int(Violation.DATA_DIGEST)
+DATA_SEGMENT_TOO_LONG: Final = int(Violation.DATA_SEGMENT_TOO_LONG)
+
+
+@nopython
+def want(conn: int, phase: int, address: int, length: int) -> None:
+    """Say where the next bytes belong."""
+    port = port_at(conn)[0]
+    port["rx_phase"] = phase
+    port["want_address"] = address
+    port["want_length"] = length
+    port["rx_chunk"] = address
+    port["rx_chunk_length"] = length
+
+
+@nopython
+def take(conn: int, address: int, length: int) -> int:
+    """Put up to `length` bytes lying at `address` where they are wanted; return how many."""
+    port = port_at(conn)[0]
+    size = min(length, port["want_length"])
+    if address != port["want_address"]:
+        copy_bytes(port["want_address"], address, size)
+    port["want_address"] += size
+    port["want_length"] -= size
+    return int(size)
+
+
+@nopython
+def is_between_pdus(conn: int) -> bool:
+    """Whether the next byte is the first of a PDU."""
+    port = port_at(conn)[0]
+    return bool(port["rx_phase"] == PHASE_BHS and port["want_length"] == BHS_LENGTH)
+
+
+@nopython
+def step(conn: int) -> int:
+    """Go on after all wanted bytes came: MORE, HEADER_COMPLETE, PDU_COMPLETE or a violation."""
+    port = port_at(conn)[0]
+    phase = port["rx_phase"]
+    if phase == PHASE_BHS:
+        rest = ahs_length(conn) + 4 * port["header_digest"]
+        if rest:
+            want(conn, PHASE_REST_OF_HEADER, port["rx_header"] + BHS_LENGTH, rest)
+            return MORE
+        return _header_complete(conn)
+    if phase == PHASE_REST_OF_HEADER:
+        return _header_complete(conn)
+    if phase == PHASE_TRAILER:
+        return _check_data_digest(conn)
+    if port["data_digest"]:
+        port["rx_crc"] = update(port["rx_crc"], port["rx_chunk"], port["rx_chunk_length"])
+    return _next_piece(conn)
+
+
+@nopython
+def ahs_length(conn: int) -> int:
+    """Bytes of additional header segments of the PDU under way."""
+    return 4 * load_8(port_at(conn)[0]["rx_header"] + AHS_WORDS)
+
+
+@nopython
+def _header_complete(conn: int) -> int:
+    port = port_at(conn)[0]
+    header = port["rx_header"]
+    if port["header_digest"]:
+        length = BHS_LENGTH + ahs_length(conn)
+        if finish(update(ONES, header, length)) != load_32(header + length):
+            return HEADER_DIGEST
+    length = load_24_be(header + DATA_SEGMENT_LENGTH)
+    if length > port["max_recv_data_segment_length"]:
+        return DATA_SEGMENT_TOO_LONG
+    port["rx_data_length"] = length
+    port["rx_place"] = 0
+    port["rx_pdus"] += 1
+    return HEADER_COMPLETE
+
+
+@nopython
+def place(conn: int, address: int, length: int) -> None:
+    """Have the first `length` bytes of this PDU's data put at `address`; the sink gets the rest."""
+    port = port_at(conn)[0]
+    port["rx_address"] = address
+    port["rx_place"] = min(length, port["rx_data_length"])
+
+
+@nopython
+def begin_data(conn: int) -> int:
+    """Ask for the data segment, after the role looked at the header: MORE or PDU_COMPLETE."""
+    port = port_at(conn)[0]
+    port["rx_left"] = port["rx_data_length"] - port["rx_place"]
+    port["rx_crc"] = ONES
+    if port["rx_place"] > 0:
+        want(conn, PHASE_DATA, port["rx_address"], port["rx_place"])
+        return MORE
+    return _next_piece(conn)
+
+
+@nopython
+def _next_piece(conn: int) -> int:
+    port = port_at(conn)[0]
+    if port["rx_left"] > 0:
+        size = min(port["rx_left"], SINK_SIZE)
+        port["rx_left"] -= size
+        want(conn, PHASE_SINK, port["rx_sink"], size)
+        return MORE
+    length = port["rx_data_length"]
+    trailer = (-length) & 3
+    if length > 0:
+        trailer += 4 * port["data_digest"]
+    if trailer:
+        want(conn, PHASE_TRAILER, port["rx_sink"], trailer)
+        return MORE
+    return PDU_COMPLETE
+
+
+@nopython
+def _check_data_digest(conn: int) -> int:
+    port = port_at(conn)[0]
+    if port["data_digest"]:
+        padding = (-port["rx_data_length"]) & 3
+        crc = finish(update(port["rx_crc"], port["rx_sink"], padding))
+        if crc != load_32(port["rx_sink"] + padding):
+            return DATA_DIGEST
+    return PDU_COMPLETE
+
+
+@nopython
+def next_pdu(conn: int) -> None:
+    """Ask for the next header."""
+    want(conn, PHASE_BHS, port_at(conn)[0]["rx_header"], BHS_LENGTH)

@@ -1,0 +1,153 @@
+"""Transmit framing for both roles: PDUs are made when there is room and leave as spans of bytes.
+Headers lie side by side, so PDUs without data make one long span; data is sent from where it lies
+and must stay there until `retire` names its token.
+"""
+
+from typing import Final
+
+from iscsi.wire import bhs
+from iscsi.wire.crc32c import ONES, finish, update
+from iscsi.wire.port import INLINE_SIZE, TRAILER_SIZE, TX_SIZE, port_at, tx_at
+from shm.jit import nopython
+from shm.memory import store_24_be, store_32, store_64, zero_bytes
+
+BHS_LENGTH: Final = bhs.BHS_LENGTH
+DATA_SEGMENT_LENGTH: Final = bhs.OFFSET_DATA_SEGMENT_LENGTH
+
+
+@nopython
+def has_room(conn: int) -> bool:
+    """Whether another PDU can be made."""
+    port = port_at(conn)[0]
+    return bool(port["tx_made"] - port["tx_sent"] < port["tx_capacity"])
+
+
+@nopython
+def _slot(conn: int, position: int) -> int:
+    return int(position & (port_at(conn)[0]["tx_capacity"] - 1))
+
+
+@nopython
+def _entry(conn: int, position: int) -> int:
+    return int(port_at(conn)[0]["tx_entries"] + TX_SIZE * _slot(conn, position))
+
+
+@nopython
+def begin(conn: int) -> int:
+    """Address of the next PDU's header, 48 zero bytes. There must be room."""
+    port = port_at(conn)[0]
+    header = port["tx_headers"] + port["tx_header_length"] * _slot(conn, port["tx_made"])
+    zero_bytes(header, BHS_LENGTH)
+    return int(header)
+
+
+@nopython
+def inline_data(conn: int) -> int:
+    """Address of INLINE_SIZE bytes that live as long as the PDU being made."""
+    port = port_at(conn)[0]
+    return int(port["tx_inlines"] + INLINE_SIZE * _slot(conn, port["tx_made"]))
+
+
+@nopython
+def commit(conn: int, header: int, data: int, length: int, token: int) -> None:
+    """Finish the PDU whose header `begin` gave: its data segment, digests and what it releases."""
+    port = port_at(conn)[0]
+    store_24_be(header + DATA_SEGMENT_LENGTH, length)
+    if port["header_digest"]:
+        store_32(header + BHS_LENGTH, finish(update(ONES, header, BHS_LENGTH)))
+    trailer = (-length) & 3
+    if length > 0 and port["data_digest"]:
+        where = port["tx_trailers"] + TRAILER_SIZE * _slot(conn, port["tx_made"])
+        store_64(where, 0)
+        crc = update(update(ONES, data, length), where, trailer)
+        store_32(where + trailer, finish(crc))
+        trailer += 4
+    entry = tx_at(_entry(conn, port["tx_made"]))[0]
+    entry["data_address"] = data
+    entry["data_length"] = length
+    entry["trailer_length"] = trailer
+    entry["token"] = token
+    entry["length"] = port["tx_header_length"] + length + trailer
+    port["tx_made"] += 1
+    port["tx_pdus"] += 1
+
+
+@nopython
+def span(conn: int) -> int:
+    """Length of the next run of bytes to send, its address in `span_address`; 0 if there is none.
+
+    Only looks: `take` says that bytes were handed over. Asked again later it may be longer.
+    """
+    port = port_at(conn)[0]
+    position = port["tx_taken"]
+    if position == port["tx_made"]:
+        return 0
+    at = port["tx_taken_offset"]
+    entry = tx_at(_entry(conn, position))[0]
+    header_length = port["tx_header_length"]
+    if at < header_length:
+        port["span_address"] = port["tx_headers"] + header_length * _slot(conn, position) + at
+        return int(header_length - at + header_length * _headers_after(conn, position))
+    at -= header_length
+    if at < entry["data_length"]:
+        port["span_address"] = entry["data_address"] + at
+        return int(entry["data_length"] - at)
+    at -= entry["data_length"]
+    port["span_address"] = port["tx_trailers"] + TRAILER_SIZE * _slot(conn, position) + at
+    return int(entry["trailer_length"] - at)
+
+
+@nopython
+def _headers_after(conn: int, position: int) -> int:
+    """How many headers follow the one at `position` directly, in the stream and in memory."""
+    port = port_at(conn)[0]
+    count = 0
+    while (
+        tx_at(_entry(conn, position))[0]["data_length"] == 0
+        and position + 1 < port["tx_made"]
+        and _slot(conn, position + 1) != 0
+    ):
+        count += 1
+        position += 1
+    return count
+
+
+@nopython
+def take(conn: int, length: int) -> None:
+    """Note that the first `length` bytes of what is there to send were handed to the transport."""
+    port = port_at(conn)[0]
+    while length > 0 and port["tx_taken"] < port["tx_made"]:
+        left = tx_at(_entry(conn, port["tx_taken"]))[0]["length"] - port["tx_taken_offset"]
+        if length < left:
+            port["tx_taken_offset"] += length
+            return
+        length -= left
+        port["tx_taken"] += 1
+        port["tx_taken_offset"] = 0
+
+
+@nopython
+def has_sent(conn: int, length: int) -> bool:
+    """Add bytes that were sent; call `retire` while this is true (then with length 0)."""
+    port = port_at(conn)[0]
+    port["tx_sent_offset"] += length
+    if port["tx_sent"] == port["tx_made"]:
+        return False
+    return bool(port["tx_sent_offset"] >= tx_at(_entry(conn, port["tx_sent"]))[0]["length"])
+
+
+@nopython
+def retire(conn: int) -> int:
+    """Free the entry of the oldest PDU, which was sent entirely, and return its token."""
+    port = port_at(conn)[0]
+    entry = tx_at(_entry(conn, port["tx_sent"]))[0]
+    port["tx_sent_offset"] -= entry["length"]
+    port["tx_sent"] += 1
+    return int(entry["token"])
+
+
+@nopython
+def unsent(conn: int) -> int:
+    """PDUs made whose sending was not reported yet."""
+    port = port_at(conn)[0]
+    return int(port["tx_made"] - port["tx_sent"])

@@ -1,0 +1,217 @@
+"""The control plane's end of channel 0: orders to the engine, and its answers.
+
+One order at a time, from one thread. With a daemon the engine runs in another thread and the port
+sleeps for the answer; inline it runs the cycle itself until the answer is there.
+"""
+
+import errno
+import os
+from typing import Any, Final
+
+import numpy as np
+
+from ppe.cycle.cycle import run
+from ppe.cycle.records import CONTROL_CHANNEL, CONTROL_CLIENT
+from ppe.cycle.stages.control import PRIVILEGED, attach
+from ppe.cycle.tables import EngineTables
+from shm.channel import (
+    ENGINE_CHANNEL,
+    H_CONSUMER,
+    H_RINGER,
+    H_WAITER,
+    HOST_CHANNEL,
+    bind_engine,
+    bind_host,
+    channel_size,
+    consume_completion,
+    fill,
+    initialise,
+    next_completion,
+    prepare,
+    submit,
+)
+from shm.doorbell import ring_if_needed
+from shm.jit import entry
+from shm.libc import monotonic_ns
+from shm.memory import copy_bytes
+from shm.operations import (
+    CONTROL_ADD_REGION,
+    CONTROL_ATTACH,
+    CONTROL_DETACH,
+    CONTROL_FAULT,
+    CONTROL_REMOVE_REGION,
+)
+from shm.records import CQE, NEVER, SLOT_SIZE, WQE, wqe_at
+from shm.view import address_of
+from shm.wait import wait_n
+
+CAPACITY: Final = 64
+ANSWER_SECONDS: Final = 10
+
+
+class EngineSilent(RuntimeError):
+    """The engine did not answer an order of its control plane in time."""
+
+
+@entry("int64(intp, intp)")
+def _attach_first(engine: int, wqe: int) -> int:
+    return attach(engine, wqe)
+
+
+@entry("boolean(intp, intp)")
+def _post(host: int, wqe: int) -> bool:
+    if not prepare(host, 1):
+        return False
+    order = wqe_at(wqe)[0]
+    slot = fill(
+        host,
+        order["opcode"],
+        order["flags"],
+        order["endpoint"],
+        order["user_data"],
+        order["region"],
+        order["offset"],
+        order["length"],
+    )
+    posted = wqe_at(slot)[0]
+    posted["arg0"] = order["arg0"]
+    posted["arg1"] = order["arg1"]
+    posted["arg2"] = order["arg2"]
+    submit(host, 1)
+    ring_if_needed(host + H_RINGER)
+    return True
+
+
+@entry("boolean(intp, intp)")
+def _take(host: int, out: int) -> bool:
+    completion = next_completion(host)
+    if completion == 0:
+        return False
+    copy_bytes(out, completion, SLOT_SIZE)
+    consume_completion(host)
+    return True
+
+
+@entry("int64(intp, int64)")
+def _wait(host: int, deadline_ns: int) -> int:
+    return wait_n(host + H_CONSUMER, host + H_WAITER, 1, NEVER, deadline_ns, NEVER)
+
+
+@entry("void(intp)")
+def _ring(host: int) -> None:
+    ring_if_needed(host + H_RINGER)
+
+
+class ControlPort:
+    """Orders to one engine. `start` is called once by the thread that will run the cycle."""
+
+    def __init__(self, tables: EngineTables, inline: bool) -> None:
+        self.tables, self.inline = tables, inline
+        self.faults: list[int] = []  # clients whose memory went away
+        self._shared = np.zeros(channel_size(CAPACITY, CAPACITY) // 8 + 16, np.int64)
+        self._host = np.zeros(1, HOST_CHANNEL)
+        self._rings = np.zeros(1, ENGINE_CHANNEL)
+        self._order, self._answer = np.zeros(1, WQE), np.zeros(1, CQE)
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        shared = -(-address_of(self._shared) // 128) * 128
+        initialise(shared, CAPACITY, CAPACITY)
+        bind_host(address_of(self._host), shared, CAPACITY, CAPACITY, self._bell)
+        bind_engine(address_of(self._rings), shared, CAPACITY, CAPACITY, -1)
+
+    def start(self) -> None:
+        """Make this port the engine's channel 0."""
+        wqe = self._fill(
+            CONTROL_ATTACH,
+            endpoint=CONTROL_CHANNEL,
+            flags=PRIVILEGED,
+            arg0=address_of(self._rings),
+            arg1=self._bell,
+            arg2=CONTROL_CLIENT,
+            length=os.getpid(),
+        )
+        outcome = _attach_first(self.tables.address, wqe)
+        if outcome < 0:
+            raise OSError(-outcome, "the engine's control channel could not be made")
+
+    def _fill(self, opcode: int, **fields: int) -> int:
+        self._order[:] = 0
+        order = self._order[0]
+        order["opcode"], order["slots"] = opcode, 1
+        for name, value in fields.items():
+            order[name] = value
+        return address_of(self._order)
+
+    def _run_once(self, deadline_ns: int) -> None:
+        host = address_of(self._host)
+        if self.inline:
+            run(self.tables.address, host + H_CONSUMER, 1, deadline_ns)
+        else:
+            _wait(host, deadline_ns)
+
+    def _call(self, opcode: int, **fields: int) -> int:
+        """Give one order and return the engine's answer word. Raises OSError for a refusal."""
+        host = address_of(self._host)
+        if not _post(host, self._fill(opcode, **fields)):
+            raise EngineSilent("the engine's control ring is full")
+        deadline_ns = monotonic_ns() + ANSWER_SECONDS * 1_000_000_000
+        while True:
+            while _take(host, address_of(self._answer)):
+                answer = self._answer[0]
+                if answer["opcode"] == CONTROL_FAULT:
+                    self.faults.append(int(answer["user_data"]))
+                elif answer["opcode"] == opcode:
+                    status = int(answer["status"])
+                    if status < 0:
+                        raise OSError(-status, f"the engine refused: {os.strerror(-status)}")
+                    return int(answer["arg0"])
+            if monotonic_ns() >= deadline_ns:
+                raise EngineSilent(f"the engine did not answer within {ANSWER_SECONDS} s")
+            self._run_once(deadline_ns)
+
+    def poll_faults(self) -> list[int]:
+        """Clients whose memory went away since the last call."""
+        while _take(address_of(self._host), address_of(self._answer)):
+            if self._answer[0]["opcode"] == CONTROL_FAULT:
+                self.faults.append(int(self._answer[0]["user_data"]))
+        found, self.faults = self.faults, []
+        return found
+
+    def attach(
+        self, index: int, rings: np.typing.NDArray[Any], bell: int, client: int, pid: int, root: bool
+    ) -> None:
+        """Make row `index` a channel of `client` from a prepared ENGINE_CHANNEL."""
+        self._call(
+            CONTROL_ATTACH,
+            endpoint=index,
+            flags=PRIVILEGED if root else 0,
+            arg0=address_of(rings),
+            arg1=bell,
+            arg2=client,
+            length=pid,
+        )
+
+    def detach(self, index: int) -> None:
+        """Close everything a channel owns; afterwards the engine does not touch its memory."""
+        self._call(CONTROL_DETACH, endpoint=index)
+
+    def add_region(self, client: int, address: int, size: int) -> int:
+        """Id of a new region of `client`."""
+        return self._call(CONTROL_ADD_REGION, arg0=address, arg1=size, arg2=client)
+
+    def remove_region(self, region_id: int) -> bool:
+        """Forget a region. False while an operation still uses it."""
+        try:
+            self._call(CONTROL_REMOVE_REGION, region=region_id)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return False
+            raise
+        return True
+
+    def wake(self) -> None:
+        """Have a sleeping engine look around, for instance at its stop word."""
+        os.eventfd_write(self._bell, 1)
+
+    def close(self) -> None:
+        """Give the bell back; the engine must not run any more."""
+        os.close(self._bell)

@@ -1,0 +1,1 @@
+"""The stages of a pass, one per file, each `step(engine) -> work_count`."""

@@ -1,0 +1,91 @@
+"""What a WQE can ask for and a CQE can tell: opcodes, their flags, and how addresses travel.
+
+Both sides read this table; neither owns the other's reading of it. Opcodes from 128 on belong to
+the engine's own control plane and are refused on a client's channel.
+"""
+
+import errno
+import ipaddress
+import socket
+import struct
+from typing import Final
+
+from shm.jit import nopython
+
+# --- opcodes ---------------------------------------------------------------------------------
+NOP: Final = 1  # completes at once: the queue's own latency
+CONNECT: Final = 2  # slot 2: socket address; arg0: timeout in ns; the CQE names the endpoint
+LISTEN: Final = 3  # slot 2: socket address; arg0: backlog; CQE arg0: the port that was bound
+ACCEPT: Final = 4  # on a listener; the CQE names the new endpoint, arg1 and arg2 its peer
+SEND: Final = 5  # completes when the transport has taken every byte
+RECEIVE: Final = 6
+SHUTDOWN: Final = 7  # half close: what was sent before goes out first
+CLOSE: Final = 8  # ends the endpoint; whatever is outstanding on it is cancelled first
+CANCEL: Final = 9  # arg0: user_data of the operation to end
+
+EVENT_DISCONNECTED: Final = 64  # unsolicited: the peer reset the connection or the network did
+
+CONTROL_FIRST: Final = 128
+CONTROL_ATTACH: Final = 128
+CONTROL_DETACH: Final = 129
+CONTROL_ADD_REGION: Final = 130
+CONTROL_REMOVE_REGION: Final = 131
+CONTROL_FAULT: Final = 132  # unsolicited: a client's memory went away under the engine
+
+OPCODE_NAMES: Final = {
+    NOP: "nop",
+    CONNECT: "connect",
+    LISTEN: "listen",
+    ACCEPT: "accept",
+    SEND: "send",
+    RECEIVE: "receive",
+    SHUTDOWN: "shutdown",
+    CLOSE: "close",
+    CANCEL: "cancel",
+    EVENT_DISCONNECTED: "disconnected",
+}
+
+# --- WQE flags (bit 0 is shm.channel.UNSIGNALLED) ---------------------------------------------
+RECEIVE_EXACT: Final = 1 << 8  # complete when all `length` bytes are there; else when any are
+MORE: Final = 1 << 9  # another SEND follows at once: do not transmit a short packet for this one
+REUSE_PORT: Final = 1 << 10
+
+# --- statuses that are not plain errno of the transport ---------------------------------------
+END_OF_STREAM: Final = -errno.ENODATA  # the peer half-closed before an exact receive was full
+CANCELLED: Final = -errno.ECANCELED
+FLUSHED: Final = -errno.ESHUTDOWN  # the engine or the channel went away (made by the host library)
+
+# Ids are generation << 16 | index, so a stale id is told from a reused slot.
+INDEX_BITS: Final = 16
+INDEX_MASK: Final = (1 << INDEX_BITS) - 1
+GENERATION_MAX: Final = 0x7FFF  # so that an id fits a signed and an unsigned 32-bit word alike
+
+SOCKET_ADDRESS_MAX: Final = 28  # sizeof(struct sockaddr_in6)
+
+
+@nopython
+def next_generation(generation: int) -> int:
+    """The generation after this one; never 0, so that no valid id is 0."""
+    return generation + 1 if generation < GENERATION_MAX else 1
+
+
+def pack_socket_address(host: str, port: int) -> bytes:
+    """A struct sockaddr_in or sockaddr_in6 for a numeric address. Raises ValueError for others."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port {port} is not in 0..65535")
+    if address.version == 4:
+        return struct.pack("=HH", socket.AF_INET, socket.htons(port)) + address.packed + bytes(8)
+    scope = host.partition("%")[2]
+    scope_id = (int(scope) if scope.isdigit() else socket.if_nametoindex(scope)) if scope else 0
+    head = struct.pack("=HHI", socket.AF_INET6, socket.htons(port), 0)
+    return head + address.packed + struct.pack("=I", scope_id)
+
+
+def unpack_peer(family_and_port: int, high: int, low: int) -> tuple[str, int]:
+    """The peer that an ACCEPT's completion names in arg0 (family << 16 | port), arg1 and arg2."""
+    family, port = family_and_port >> 16, family_and_port & 0xFFFF
+    raw = struct.pack("<qq", high, low)
+    if family == socket.AF_INET:
+        return str(ipaddress.IPv4Address(raw[:4])), port
+    return str(ipaddress.IPv6Address(raw)), port

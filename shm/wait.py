@@ -1,0 +1,174 @@
+"""Sleeping until N entries are in a ring, and waking exactly the sleeper whose N was reached.
+
+Why no wake is lost. Two holes must be closed.
+
+A. The waiter stores `wake_at` and then loads a slot; the producer stores that slot and then loads
+   `wake_at`. A CPU may do each side's load before its store is visible, and then both miss. A full
+   fence between store and load on both sides makes that impossible: whoever's fence comes second
+   sees the other's store. So either the waiter finds the entry, or the producer finds `wake_at`.
+B. The producer may wake after the waiter's re-check and before the kernel has queued it. The
+   producer therefore changes the futex word before it wakes, and the waiter sleeps only while the
+   word is what it was before it armed: the kernel compares under its own lock and answers EAGAIN.
+   (An eventfd closes the same hole by being sticky.)
+
+The producer wakes only when its position passes `wake_at`, so N entries cost one wake-up, and
+entries short of N disturb nobody. Only the waiter writes `wake_at`; a producer that cleared it
+could erase a newer arming.
+"""
+
+from typing import Final
+
+from shm.atomics import (
+    fence,
+    fetch_add_32,
+    load_acquire,
+    load_acquire_32,
+    load_relaxed,
+    pause,
+    store_relaxed,
+)
+from shm.jit import nopython
+from shm.libc import EAGAIN, EINTR, eventfd_signal, futex_wait, futex_wake, monotonic_ns
+from shm.records import (
+    NEVER,
+    STATE_RUNNING,
+    WAKE_EVENTFD,
+    WAKE_FUTEX,
+    consumer_at,
+    producer_at,
+    waiter_at,
+    waker_at,
+)
+from shm.ring import is_published, publish_head
+
+# Why a wait ended.
+THRESHOLD: Final = 1  # N entries are there
+MIN_WAIT: Final = 2  # the minimum wait passed and at least one is there
+DEADLINE: Final = 3
+PEER: Final = 4  # the channel is closing or its other side died
+SIGNAL: Final = 5  # a Unix signal: the caller looks at it and comes back
+TICK: Final = 6  # the periodic look around: the caller comes back
+REASON_NAMES: Final = {
+    THRESHOLD: "threshold",
+    MIN_WAIT: "min_wait",
+    DEADLINE: "deadline",
+    PEER: "peer",
+    SIGNAL: "signal",
+    TICK: "tick",
+}
+
+
+@nopython
+def arm(consumer: int, waiter: int, want: int) -> bool:
+    """Ask to be woken at `want` entries. Return False if they are there already, after all."""
+    # SYNC POINT: pairs with the fence in `wake_if_crossed`; closes hole A.
+    store_relaxed(waiter_at(waiter)[0]["wake_at"], consumer_at(consumer)[0]["position"] + want)
+    fence()
+    return not is_published(consumer, want - 1)
+
+
+@nopython
+def disarm(waiter: int) -> None:
+    """Ask for no wake-up any more."""
+    store_relaxed(waiter_at(waiter)[0]["wake_at"], NEVER)
+
+
+@nopython
+def wake_if_crossed(producer: int, waker: int) -> int:
+    """After publishing: wake the waiter if its `wake_at` was passed. Return the wakes done, 0 or 1.
+
+    May be called once for many publications; the engine does so at the end of a pass.
+    """
+    mine = waker_at(waker)[0]
+    old, new = mine["checked"], producer_at(producer)[0]["position"]
+    if old == new:
+        return 0
+    mine["checked"] = new
+    # SYNC POINT: pairs with the fence in `arm`; closes hole A.
+    fence()
+    if not old < load_relaxed(mine["wake_at"]) <= new:
+        return 0
+    wake(waker)
+    return 1
+
+
+@nopython
+def wake(waker: int) -> None:
+    """Wake the waiter, whatever it waits for: the word changes first, which closes hole B."""
+    mine = waker_at(waker)[0]
+    fetch_add_32(mine["wake_seq"], 1)
+    if load_relaxed(mine["wake_kind"]) == WAKE_EVENTFD and mine["descriptor"] >= 0:
+        eventfd_signal(mine["descriptor"])
+    else:
+        futex_wake(mine["wake_seq"], 1)
+    mine["wakes"] += 1
+
+
+@nopython
+def wait_n(
+    consumer: int, waiter: int, n: int, min_wait_at_ns: int, deadline_ns: int, tick_at_ns: int
+) -> int:
+    """Sleep until `n` entries are there. Return the reason; consume nothing.
+
+    Times are absolute CLOCK_MONOTONIC nanoseconds, NEVER for none. After `min_wait_at_ns` one entry
+    is enough. `n` is at least 1 and at most the capacity: the caller has clamped it.
+    """
+    mine = waiter_at(waiter)[0]
+    mine["waits"] += 1
+    publish_head(consumer)  # Whoever sleeps holds no slot back from the producer.
+    store_relaxed(mine["wake_kind"], WAKE_FUTEX)
+    want = n
+    while True:
+        seen = load_acquire_32(mine["wake_seq"])  # Before arming: see hole B.
+        if not arm(consumer, waiter, want):
+            reason = THRESHOLD if want == n else MIN_WAIT
+            break
+        if load_acquire(mine["state"]) != STATE_RUNNING:
+            reason = PEER
+            break
+        now = monotonic_ns()
+        if now >= deadline_ns:
+            reason = DEADLINE
+            break
+        if want > 1 and now >= min_wait_at_ns:
+            want = 1
+            continue
+        if now >= tick_at_ns:
+            reason = TICK
+            break
+        until = min(deadline_ns, tick_at_ns)
+        if want > 1:
+            until = min(until, min_wait_at_ns)
+        outcome = futex_wait(mine["wake_seq"], seen, until)
+        if outcome != -EAGAIN:
+            mine["sleeps"] += 1
+        if outcome == -EINTR:
+            reason = SIGNAL
+            break
+    disarm(waiter)
+    return reason
+
+
+@nopython
+def spin_n(consumer: int, n: int, rounds: int) -> bool:
+    """Poll up to `rounds` times for `n` entries. Return whether they came."""
+    for _ in range(rounds):
+        if is_published(consumer, n - 1):
+            return True
+        pause()
+    return False
+
+
+@nopython
+def arm_eventfd(consumer: int, waiter: int, want: int) -> bool:
+    """Like `arm`, for a waiter that sleeps in its own event loop on the channel's eventfd.
+
+    Return False, disarmed, if the entries are there or the channel is not running.
+    """
+    mine = waiter_at(waiter)[0]
+    publish_head(consumer)
+    store_relaxed(mine["wake_kind"], WAKE_EVENTFD)
+    if arm(consumer, waiter, want) and load_acquire(mine["state"]) == STATE_RUNNING:
+        return True
+    disarm(waiter)
+    return False

@@ -1,0 +1,222 @@
+"""The model checker over ring, wait, doorbell and channel: every order up to the bounds.
+
+Bounds: two or three threads; rings of 2, 4, 8 and 16 slots with up to 14 entries, so each wraps;
+two payload words; operations of one and two slots; up to two wake-ups without cause and one EINTR;
+one step of the clock. Memory is x86-TSO with unbounded store buffers. All programs together have
+some 400,000 states and take about eight seconds on one slow core; `pytest -rP` prints each count.
+
+What holds in every state: entries arrive whole, once and in order; no unread slot is overwritten;
+`wait_n` gives a reason only when it is true; a wait costs at most one wake-up; nobody sleeps or
+circles for ever. Each mutation below is a fault that must break one of these.
+"""
+
+from functools import partial
+
+import pytest
+
+from shm.jit import JIT_DISABLED
+from tests.shm.model import channels, programs
+from tests.shm.model.machine import Violation, explore
+from tests.shm.model.source import drop, move_after, replace
+
+pytestmark = pytest.mark.skipif(
+    JIT_DISABLED, reason="the checker runs the uncompiled source in either run: once is enough"
+)
+
+PROGRAMS = {
+    "ring": partial(programs.ring_by_ones, capacity=2, entries=6, limit=2),
+    "ring-of-4": partial(programs.ring_by_ones, capacity=4, entries=10, limit=3),
+    "ring-of-8": partial(programs.ring_by_ones, capacity=8, entries=12, limit=2),
+    "bursts": partial(programs.ring_by_bursts, capacity=2, entries=6),
+    "bursts-of-4": partial(programs.ring_by_bursts, capacity=4, entries=9),
+    "pairs": partial(programs.ring_of_pairs, capacity=4, operations=5),
+    "pairs-of-8": partial(programs.ring_of_pairs, capacity=8, operations=7),
+    "head-too-far": partial(programs.ring_with_a_liar, lie=3),
+    "head-far-too-far": partial(programs.ring_with_a_liar, lie=1 << 40),
+    "head-negative": partial(programs.ring_with_a_liar, lie=-1),
+    "wait-1": partial(programs.waits, wants=[1, 1], batches=[1, 1]),
+    "wait-1-full": partial(programs.waits, wants=[1] * 5, batches=[1] * 5, capacity=2),
+    "wait-1-spurious": partial(
+        programs.waits, wants=[1, 1], batches=[1, 1], spurious=2, interrupts=1
+    ),
+    "wait-2": partial(programs.waits, wants=[2, 1], batches=[1, 1, 1]),
+    "one-wait": partial(programs.waits, wants=[1], batches=[1, 1, 1]),
+    "wait-2-batch": partial(programs.waits, wants=[2], batches=[2]),
+    "wait-2-late": partial(programs.waits, wants=[2, 1], batches=[3]),
+    "wait-2-spurious": partial(
+        programs.waits, wants=[2, 2, 2], batches=[1] * 6, spurious=2, interrupts=1
+    ),
+    "wait-3-late": partial(programs.waits, wants=[3, 2, 1], batches=[1, 2, 3]),
+    "wait-holding-slots": partial(programs.waits, wants=[1, 8], batches=[1, 8], capacity=8),
+    "wait-with-lag": partial(programs.waits, wants=[1, 16], batches=[1, 16], capacity=16),
+    "min-wait": partial(programs.waits, wants=[2], batches=[1], min_wait=1, clock_end=1),
+    "min-wait-3": partial(
+        programs.waits, wants=[3], batches=[1, 1, 1], min_wait=1, clock_end=1, spurious=1
+    ),
+    "deadline": partial(programs.waits, wants=[2], batches=[1], deadline=1, clock_end=1),
+    "close": partial(programs.closing, entries=1),
+    "signal-then-close": partial(programs.closing, entries=2, signals=1),
+    "eventfd": partial(programs.event_loop, wants=[1, 1], batches=[1, 1]),
+    "eventfd-2": partial(programs.event_loop, wants=[2, 1, 1], batches=[1] * 4),
+    "eventfd-close": programs.closing_event_loop,
+    "eventfd-then-futex": programs.changing_kind,
+    "park": partial(programs.parking, batches=[1, 1]),
+    "park-burst": partial(programs.parking, batches=[1, 2, 1, 1]),
+    "channel": partial(channels.channel, posts=3, deep=2, capacity=2),
+    "channel-deep": partial(channels.channel, posts=5, deep=4, capacity=4),
+}
+
+WAIT, RING, BELL, CHANNEL = "shm.wait", "shm.ring", "shm.doorbell", "shm.channel"
+CROSSED = "old < load_relaxed(mine['wake_at']) <= new"
+SANE_HEAD = "mine['head_seen'] <= head <= position"
+SNAPSHOT = "seen = load_acquire_32("
+
+# name: (the program that must fail, the faults)
+MUTATIONS = {
+    "no fence in arm": ("wait-1", [drop(WAIT, "arm", "fence()")]),
+    "no fence in wake_if_crossed": ("wait-1", [drop(WAIT, "wake_if_crossed", "fence()")]),
+    "no fence in park": ("park", [drop(BELL, "park", "fence()")]),
+    "no fence in ring_if_needed": ("park", [drop(BELL, "ring_if_needed", "fence()")]),
+    "no fence in arm, by eventfd": ("eventfd", [drop(WAIT, "arm", "fence()")]),
+    "no fence in arm, in a channel": ("channel", [drop(WAIT, "arm", "fence()")]),
+    "no fence in ring_if_needed, in a channel": (
+        "channel",
+        [drop(BELL, "ring_if_needed", "fence()")],
+    ),
+    "wake leaves the futex word": ("wait-1", [drop(WAIT, "wake", "fetch_add_32(")]),
+    "close leaves the futex word": ("close", [drop(WAIT, "wake", "fetch_add_32(")]),
+    "wake changes the word and wakes nobody": ("wait-1", [drop(WAIT, "wake", "if load_relaxed")]),
+    "arm does not look again": (
+        "wait-1",
+        [replace(WAIT, "arm", "not is_published(consumer, want - 1)", "True")],
+    ),
+    "arm looks one slot too early": (
+        "wait-2",
+        [replace(WAIT, "arm", "is_published(consumer, want - 1)", "is_published(consumer, 0)")],
+    ),
+    "park does not look again": (
+        "park",
+        [replace(BELL, "park", "is_published(consumer, 0)", "False")],
+    ),
+    "wake_seq is read after arming": (
+        "wait-1",
+        [move_after(WAIT, "wait_n", SNAPSHOT, "if not arm(")],
+    ),
+    "wake_seq is read after the state": (
+        "close",
+        [move_after(WAIT, "wait_n", SNAPSHOT, "if load_acquire(")],
+    ),
+    "the state is not looked at": (
+        "close",
+        [replace(WAIT, "wait_n", "load_acquire(mine['state']) != STATE_RUNNING", "False")],
+    ),
+    "arm_eventfd does not look at the state": (
+        "eventfd-close",
+        [replace(WAIT, "arm_eventfd", "load_acquire(mine['state']) == STATE_RUNNING", "True")],
+    ),
+    "wait_n leaves the kind of wake": (
+        "eventfd-then-futex",
+        [drop(WAIT, "wait_n", "store_relaxed(mine['wake_kind']")],
+    ),
+    "wait_n keeps slots back": ("wait-with-lag", [drop(WAIT, "wait_n", "publish_head(")]),
+    "the minimum wait is slept through": (
+        "min-wait",
+        [drop(WAIT, "wait_n", "if want > 1:\n    until")],
+    ),
+    "a signal is taken for the threshold": (
+        "wait-1-spurious",
+        [replace(WAIT, "wait_n", "SIGNAL", "THRESHOLD")],
+    ),
+    "wake one entry late": (
+        "wait-1",
+        [replace(WAIT, "wake_if_crossed", CROSSED, CROSSED.replace("<= new", "< new"))],
+    ),
+    "wake only at the very entry": (
+        "wait-2-late",
+        [replace(WAIT, "wake_if_crossed", CROSSED, "load_relaxed(mine['wake_at']) == new")],
+    ),
+    "wake for a crossing that was": (
+        "one-wait",
+        [replace(WAIT, "wake_if_crossed", CROSSED, CROSSED.replace("old <", "old <="))],
+    ),
+    "crossings are not remembered": (
+        "one-wait",
+        [drop(WAIT, "wake_if_crossed", "mine['checked'] = new")],
+    ),
+    "publish before the payload": (
+        "ring",
+        [
+            replace(RING, "post", "claim(producer, ahead)", "claim(producer, ahead - slots)"),
+            move_after(RING, "post", "for ahead in", "commit("),
+        ],
+    ),
+    "publish a burst's entry before its payload": (
+        "bursts",
+        [
+            replace(RING, "post_burst", "claim(producer, 0)", "claim(producer, -1)"),
+            move_after(RING, "post_burst", "copy_entry(", "commit("),
+        ],
+    ),
+    "publish the first slot first": (
+        "pairs",
+        [replace(RING, "commit", "range(count - 1, -1, -1)", "range(count)")],
+    ),
+    "believe any head": ("head-too-far", [replace(RING, "free_slots", SANE_HEAD, "True")]),
+    "believe a head that is too far": (
+        "head-far-too-far",
+        [replace(RING, "free_slots", SANE_HEAD, "mine['head_seen'] <= head")],
+    ),
+    "count one slot too many": (
+        "ring",
+        [
+            replace(
+                RING,
+                "free_slots",
+                "int(mine['capacity'] - (position - mine['head_seen']))",
+                "int(mine['capacity'] - (position - mine['head_seen']) + 1)",
+            )
+        ],
+    ),
+    "hand a slot back before it is read": (
+        "ring",
+        [replace(RING, "publish_head", "mine['position']", "mine['position'] + 1", sites=2)],
+    ),
+    "accept any newer sequence": (
+        "ring",
+        [
+            replace(
+                RING,
+                "is_published",
+                "load_acquire(slot_of(consumer, ahead) + SEQUENCE) == mine['position'] + ahead + 1",
+                "load_acquire(slot_of(consumer, ahead) + SEQUENCE) != 0",
+            )
+        ],
+    ),
+    "take without a second look at the bell": (
+        "channel",
+        [replace(BELL, "park", "is_published(consumer, 0)", "False")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_interleaving_keeps_every_property(name, record_property):
+    found = explore(PROGRAMS[name](programs.source()))
+    record_property("states", found.states)
+    print(f"{name}: {found.states} states, {found.steps} steps, {found.ends} ends")  # noqa: T201 - what -rP shows
+    assert found.ends >= 1
+
+
+@pytest.mark.parametrize("fault", MUTATIONS)
+def test_a_deliberate_fault_is_found(fault):
+    name, mutations = MUTATIONS[fault]
+    with pytest.raises(Violation) as found:
+        explore(PROGRAMS[name](programs.source(mutations)))
+    print(found.value)  # noqa: T201 - the trace, for -rP
+
+
+def test_a_mutation_whose_place_is_gone_is_an_error_and_not_a_pass():
+    with pytest.raises(LookupError, match="0 sites"):
+        programs.source([drop(WAIT, "arm", "no_such_call(")])["wait.arm"]
+    with pytest.raises(LookupError, match="no function"):
+        programs.source([drop(WAIT, "no_such_function", "fence()")])["wait.arm"]
