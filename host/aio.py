@@ -20,18 +20,26 @@ class AsyncChannel:
         self._loop = asyncio.get_running_loop()
         self._waiting: asyncio.Future[None] | None = None
         self._descriptor = channel.watch_descriptor
+        os.set_blocking(self._descriptor, False)
         self._loop.add_reader(self._descriptor, self._on_ready)
 
     def _on_ready(self) -> None:
         if not self.channel.is_inline:
-            try:
-                os.eventfd_read(self._descriptor)
-            except BlockingIOError:
-                return
+            self._drain()
         elif self._waiting is None:
             self.channel.progress()  # Level-triggered: take what the kernel has, or it comes again.
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
+
+    def _drain(self) -> None:
+        """Empty the wake socket; at its end the engine is gone and there is nothing to watch."""
+        while True:
+            try:
+                if not os.read(self._descriptor, 4096):
+                    self._loop.remove_reader(self._descriptor)
+                    return
+            except BlockingIOError:
+                return
 
     async def wait_n(self, n: int) -> WaitResult:
         """Sleep, without holding the loop up, until `n` completions can be polled."""

@@ -128,17 +128,12 @@ class EngineHandle:
         segment = create(size, KIND_CHANNEL, header=True)
         initialise(segment.address, work, events)
         publish(segment)
-        bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
-            answer = self._call(
-                {"call": "attach", "work": work, "events": events},
-                [segment.descriptor, bell, wake],
+            answer, (bell, wake) = self._call_with_descriptors(
+                {"call": "attach", "work": work, "events": events}, [segment.descriptor]
             )
         except BaseException:
             segment.close()
-            os.close(bell)
-            os.close(wake)
             raise
         channel = Channel(self, self._arenas, segment.array, (work, events), bell, wake)
         self._channels[channel] = (int(answer["channel"]), segment, bell, wake)

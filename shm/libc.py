@@ -6,6 +6,7 @@ from Python. Each symbol is looked up at import, because a misspelt one would cr
 
 import ctypes
 import errno
+import socket
 from typing import Any, Final
 
 from llvmlite import ir
@@ -16,16 +17,24 @@ from numba.extending import intrinsic
 from shm.jit import JIT_DISABLED, nopython
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
-_LIBC_HELD: Final = ctypes.PyDLL(None, use_errno=True)
 
 SYS_FUTEX: Final = 202  # x86-64
+SYS_PREADV2: Final = 327
+RWF_NOWAIT: Final = 8
 FUTEX_WAKE: Final = 1
 FUTEX_WAIT_BITSET: Final = 9
 FUTEX_BITSET_MATCH_ANY: Final = 0xFFFFFFFF
 CLOCK_MONOTONIC: Final = 1
 
+TMPFS_MAGIC: Final = 0x01021994  # statfs(2)
+
+MSG_DONTWAIT: Final = int(socket.MSG_DONTWAIT)
+MSG_NOSIGNAL: Final = int(socket.MSG_NOSIGNAL)
+
+ENOTSOCK: Final = errno.ENOTSOCK
 EAGAIN: Final = errno.EAGAIN
 EINTR: Final = errno.EINTR
+EOPNOTSUPP: Final = errno.EOPNOTSUPP
 ETIMEDOUT: Final = errno.ETIMEDOUT
 
 
@@ -48,6 +57,7 @@ def external(name: str, result: Any, *arguments: Any) -> Any:
 _syscall = external("syscall", types.int64, *[types.int64] * 7)
 _write = external("write", types.int64, types.int32, types.intp, types.int64)
 _read = external("read", types.int64, types.int32, types.intp, types.int64)
+_send = external("send", types.int64, types.int32, types.intp, types.int64, types.int32)
 _errno_location = external("__errno_location", types.intp)
 
 
@@ -98,7 +108,7 @@ def _stack_words(count: int) -> Any:
 
 def _clock() -> Any:
     if JIT_DISABLED:
-        import time  # noqa: PLC0415 - only the uncompiled twin needs it
+        import time
 
         return time.monotonic_ns
 
@@ -122,6 +132,7 @@ def _clock() -> Any:
 
 _read_clock = _clock()
 _two_words = _stack_words(2)
+_three_words = _stack_words(3)
 stack_words = _stack_words
 
 if not JIT_DISABLED:
@@ -173,9 +184,7 @@ def futex_wait(address: int, expected: int, deadline_ns: int) -> int:
     _put(spec, deadline_ns // 1_000_000_000)
     _put(spec + 8, deadline_ns % 1_000_000_000)
     wanted = expected & 0xFFFFFFFF
-    return syscall(
-        SYS_FUTEX, address, FUTEX_WAIT_BITSET, wanted, spec, 0, FUTEX_BITSET_MATCH_ANY
-    )
+    return syscall(SYS_FUTEX, address, FUTEX_WAIT_BITSET, wanted, spec, 0, FUTEX_BITSET_MATCH_ANY)
 
 
 @nopython
@@ -196,10 +205,44 @@ def eventfd_signal(descriptor: int) -> int:
 
 
 @nopython
-def eventfd_drain(descriptor: int) -> int:
-    """Reset a non-blocking eventfd. Return 8, or -EAGAIN when it was not signalled."""
+def wake_signal(descriptor: int) -> int:
+    """Make a waiter's descriptor readable without ever blocking. Return bytes, or `-errno`.
+
+    An engine gives its clients one end of a socket pair: whoever shares an eventfd could make it
+    full and blocking and so stop the engine, but MSG_DONTWAIT holds whatever the flags are. A full
+    socket is as good as a signalled one. Anything that is no socket gets an eventfd's write.
+    """
     value = _two_words()
-    result = _read(descriptor, value, 8)
-    if result < 0:
-        return -last_errno()
-    return result  # type: ignore[no-any-return]
+    _put(value, 1)
+    result = _send(descriptor, value, 8, MSG_DONTWAIT | MSG_NOSIGNAL)
+    if result >= 0:
+        return result  # type: ignore[no-any-return]
+    if last_errno() == ENOTSOCK:
+        return eventfd_signal(descriptor)
+    return -last_errno()
+
+
+@nopython
+def eventfd_drain(descriptor: int) -> int:
+    """Reset an eventfd, never waiting. Return 8, or -EAGAIN when it was not signalled.
+
+    O_NONBLOCK is not relied on: it belongs to the open file, which the other side shares and can
+    switch back, and an engine must not sleep because a client did.
+    """
+    vector = _three_words()  # a struct iovec and the word it points to
+    _put(vector, vector + 16)
+    _put(vector + 8, 8)
+    result = syscall(SYS_PREADV2, descriptor, vector, 1, -1, 0, RWF_NOWAIT)
+    if result == -EOPNOTSUPP:  # a kernel before 5.8
+        result = _read(descriptor, vector + 16, 8)
+        if result < 0:
+            return -last_errno()
+    return result
+
+
+def is_in_memory(descriptor: int) -> bool:
+    """Whether a file lies in tmpfs (shared memory or a memfd): its pages come without waiting."""
+    about = (ctypes.c_int64 * 32)()  # struct statfs has 120 bytes; the first word is its type
+    if _LIBC.fstatfs(descriptor, about) != 0:
+        raise OSError(ctypes.get_errno(), "fstatfs")
+    return int(about[0]) == TMPFS_MAGIC

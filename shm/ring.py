@@ -31,7 +31,7 @@ def copy_entry(target: int, source: int) -> None:
 
 @nopython
 def free_slots(producer: int, wanted: int) -> int:
-    """How many slots may be written now, looking at the consumer's head only if `wanted` needs it."""
+    """How many slots may be written now; the consumer's head is read only if `wanted` needs it."""
     mine = producer_at(producer)[0]
     position = mine["position"]
     if position + wanted - mine["head_seen"] > mine["capacity"]:
@@ -65,7 +65,7 @@ def commit(producer: int, count: int) -> None:
 
 @nopython
 def post(producer: int, entry: int, slots: int) -> bool:
-    """Copy one operation of `slots` slots in. Return False, changing nothing, when there is no room."""
+    """Copy one operation of `slots` slots in. Return False, changing nothing, without room."""
     if free_slots(producer, slots) < slots:
         return False
     for ahead in range(slots):
@@ -94,12 +94,13 @@ def slot_of(consumer: int, ahead: int) -> int:
 
 @nopython
 def is_published(consumer: int, ahead: int) -> bool:
-    """Whether the slot `ahead` places past the position is there; then all before it are too."""
+    """Whether the slot `ahead` places past the position is there.
+
+    Then all before it are too, where operations have one slot: `commit` goes from last to first.
+    """
     mine = consumer_at(consumer)[0]
     # SYNC POINT: pairs with the release of `sequence` in `commit`.
-    return bool(
-        load_acquire(slot_of(consumer, ahead) + SEQUENCE) == mine["position"] + ahead + 1
-    )
+    return bool(load_acquire(slot_of(consumer, ahead) + SEQUENCE) == mine["position"] + ahead + 1)
 
 
 @nopython

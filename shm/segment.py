@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from shm.atomics import load_acquire, store_release
 from shm.jit import entry
 from shm.layout import offset
+from shm.libc import is_in_memory
 from shm.records import LAYOUT_HASH, MAGIC, SEGMENT_HEADER, VERSION
 
 DIRECTORY: Final = Path("/dev/shm")
@@ -135,15 +136,19 @@ def create(size: int, kind: int = KIND_REGION, header: bool = False) -> Segment:
 def map_descriptor(descriptor: int, size: int, writable: bool = True) -> Segment:
     """Map `size` bytes of a segment and own its descriptor. The pages are faulted in.
 
-    The mapping is not inherited over fork. Raises SegmentError if the segment is smaller.
+    The mapping is not inherited over fork. Raises SegmentError if the segment is smaller or is no
+    shared memory: a page of a file system that its sender serves might never arrive.
     """
     actual = os.fstat(descriptor).st_size
     if actual < size or size <= 0:
         raise SegmentError(errno.EINVAL, f"the segment has {actual} bytes, {size} were announced")
+    if not is_in_memory(descriptor):
+        raise SegmentError(errno.EINVAL, "the descriptor is not one of shared memory")
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    memory = mmap.mmap(
-        descriptor, size, flags=mmap.MAP_SHARED | MAP_POPULATE, prot=protection
-    )
+    try:
+        memory = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | MAP_POPULATE, prot=protection)
+    except ValueError as error:  # it was made smaller since we looked
+        raise SegmentError(errno.EINVAL, f"the segment shrank below {size} bytes") from error
     memory.madvise(MADV_DONTFORK)
     return Segment(descriptor, size, memory, np.frombuffer(memory, np.uint8))
 

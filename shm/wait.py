@@ -28,7 +28,7 @@ from shm.atomics import (
     store_relaxed,
 )
 from shm.jit import nopython
-from shm.libc import EAGAIN, EINTR, eventfd_signal, futex_wait, futex_wake, monotonic_ns
+from shm.libc import EAGAIN, EINTR, futex_wait, futex_wake, monotonic_ns, wake_signal
 from shm.records import (
     NEVER,
     STATE_RUNNING,
@@ -98,7 +98,7 @@ def wake(waker: int) -> None:
     mine = waker_at(waker)[0]
     fetch_add_32(mine["wake_seq"], 1)
     if load_relaxed(mine["wake_kind"]) == WAKE_EVENTFD and mine["descriptor"] >= 0:
-        eventfd_signal(mine["descriptor"])
+        wake_signal(mine["descriptor"])
     else:
         futex_wake(mine["wake_seq"], 1)
     mine["wakes"] += 1

@@ -133,6 +133,8 @@ def _on_header(conn: int) -> int:
     opcode = load_8(header) & bhs.OPCODE_MASK
     port["rx_action"] = opcode
     port["rx_object"] = 0
+    if not _is_expected(opcode):
+        return OPCODE
     if rx.ahs_length(conn):
         return AHS
     if _advances_stat_sn(header, opcode) and (
@@ -149,12 +151,18 @@ def _on_header(conn: int) -> int:
         return _nop_in_header(conn, header)
     if opcode in (ASYNC_MESSAGE, REJECT):
         return _control_header(conn)
-    if opcode in (TASK_MANAGEMENT_RESPONSE, TEXT_RESPONSE, LOGOUT_RESPONSE):
-        task = task_of(conn, load_32_be(header + bhs.OFFSET_ITT))
-        if task == 0 or task_at(task)[0]["kind"] != KIND_CONTROL:
-            return UNKNOWN_ITT
-        return _control_header(conn)
-    return OPCODE
+    task = task_of(conn, load_32_be(header + bhs.OFFSET_ITT))
+    if task == 0 or task_at(task)[0]["kind"] != KIND_CONTROL:
+        return UNKNOWN_ITT
+    return _control_header(conn)
+
+
+@nopython
+def _is_expected(opcode: int) -> bool:
+    """Whether a target sends PDUs of this type in the full feature phase."""
+    if opcode in (DATA_IN, SCSI_RESPONSE, R2T, NOP_IN, ASYNC_MESSAGE, REJECT):
+        return True
+    return opcode in (TASK_MANAGEMENT_RESPONSE, TEXT_RESPONSE, LOGOUT_RESPONSE)
 
 
 @nopython

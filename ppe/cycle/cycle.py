@@ -24,7 +24,7 @@ from shm.ring import is_published
 
 SAMPLE_EVERY: Final = 256
 LOOK_EVERY: Final = 64  # empty passes between looks at the wall clock and the stop word
-SLEEP_NS_MAX: Final = 1_000_000_000
+SLEEP_NS_MAX: Final = 250_000_000
 
 # Why `run` returned.
 STOPPED: Final = 0

@@ -16,8 +16,9 @@ import pytest
 
 from shm.jit import JIT_DISABLED
 from tests.shm.model import channels, programs
-from tests.shm.model.machine import Violation, explore
+from tests.shm.model.machine import explore
 from tests.shm.model.source import drop, move_after, replace
+from tests.shm.model.steps import Violation
 
 pytestmark = pytest.mark.skipif(
     JIT_DISABLED, reason="the checker runs the uncompiled source in either run: once is enough"

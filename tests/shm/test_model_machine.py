@@ -4,17 +4,14 @@ import pytest
 
 from shm.jit import JIT_DISABLED
 from tests.shm.model import programs
-from tests.shm.model.machine import (
+from tests.shm.model.machine import Explorer, Model, Thread, explore
+from tests.shm.model.steps import (
     EVENTFD,
-    Explorer,
-    Model,
     Record,
-    Thread,
     Violation,
     add,
     eventfd_await,
     eventfd_signal,
-    explore,
     fence,
     futex_wait,
     futex_wake,

@@ -35,7 +35,7 @@ from shm.channel import (
     initialise,
 )
 from shm.jit import entry
-from shm.libc import eventfd_drain, futex_wait, monotonic_ns
+from shm.libc import eventfd_drain, futex_wait, monotonic_ns, syscall
 from shm.memory import load_64, store_64
 from shm.records import (
     NEVER,
@@ -58,6 +58,8 @@ MASK = (1 << 62) - 1
 # Words of the page behind the channel, and how a consumer ended.
 DONE, SLEEPS, WAITS, ENTRIES, WAKES, BY_EVENTFD, RESULT = (8 * word for word in range(7))
 WORDS_SIZE = 4096
+SYS_POLL = 7  # x86-64
+POLLIN = 1
 OK, WRONG_REASON, WRONG_COUNT, WRONG_ENTRY = 1, -1, -2, -3
 
 
@@ -164,6 +166,8 @@ def consume(
         want = threshold_of(seed, round_, capacity)
         if mixed(seed ^ 0x3333, round_) % 16 == 0:
             while arm_eventfd(consumer, waiter, want):
+                store_64(state + 8, descriptor | POLLIN << 32)  # a struct pollfd
+                syscall(SYS_POLL, state + 8, 1, -1, 0, 0, 0)
                 if eventfd_drain(descriptor) != 8:
                     return WRONG_REASON
                 store_relaxed(words + BY_EVENTFD, load_relaxed(words + BY_EVENTFD) + 1)

@@ -7,18 +7,7 @@ from collections.abc import Callable
 
 from shm.records import NEVER
 from shm.wait import THRESHOLD
-from tests.shm.model.machine import (
-    EVENTFD,
-    PLAIN,
-    PRIMITIVES,
-    Model,
-    Private,
-    Ring,
-    Steps,
-    Thread,
-    Violation,
-    eventfd_await,
-)
+from tests.shm.model.machine import Model, Ring, Thread
 from tests.shm.model.programs import (
     BELL,
     CONSUMER,
@@ -45,6 +34,15 @@ from tests.shm.model.programs import (
     waker_record,
 )
 from tests.shm.model.source import Source
+from tests.shm.model.steps import (
+    EVENTFD,
+    PLAIN,
+    PRIMITIVES,
+    Private,
+    Steps,
+    Violation,
+    eventfd_await,
+)
 
 # The fields of WQE and CQE that the model keeps, each in a payload word of its own.
 CHANNEL_FIELDS = {"slots": 1, "released": 1, "user_data": 2}

@@ -13,149 +13,11 @@ state of it. Appending to the own buffer is visible to nobody, so it is done at 
 
 import errno
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-PRIVATE = 1 << 20  # addresses from here on belong to the thread that uses them
-EVENTFD = 1 << 12  # descriptor d is the word at EVENTFD + 8 * d
-
-Operation = tuple[Any, ...]
-Steps = Generator[Operation, Any, Any]
-
-
-class Violation(Exception):
-    """A property does not hold; the text says which and the trace how."""
-
-
-class Record(dict[str, int]):
-    """A private record of one thread."""
-
-    def __init__(self, name: str, **fields: int) -> None:
-        super().__init__(fields)
-        self.name = name
-
-
-class SharedRecord(int):
-    """The address of a slot whose fields are written in place."""
-
-
-class Private:
-    """What one thread knows: its records by address, and its own words (payload buffers)."""
-
-    def __init__(self, records: dict[int, Record]) -> None:
-        self.records = {at: type(r)(r.name, **r) for at, r in records.items()}
-        self.words: dict[int, int] = {}
-
-
-class _Current:
-    """Whose code is running: set before a generator is resumed."""
-
-    private: Private
-    fields: dict[str, int]
-
-
-def load(address: int) -> Steps:
-    """Read a word: through the own buffer, from memory, or from private memory."""
-    if address >= PRIVATE:
-        return _Current.private.words.get(address, 0)
-    return (yield ("load", address))
-
-
-def store(address: int, value: int) -> Steps:
-    """Write a word: into the own buffer, or private memory."""
-    if address >= PRIVATE:
-        _Current.private.words[address] = value
-        return
-    yield ("store", address, value)
-
-
-def fence() -> Steps:
-    """Wait until the own buffer is empty."""
-    yield ("fence",)
-
-
-def add(address: int, value: int) -> Steps:
-    """Read, add and write in one step with the buffer empty; return what was there."""
-    return (yield ("add", address, value))
-
-
-def futex_wait(address: int, expected: int, deadline_ns: int) -> Steps:
-    """Compare and queue in one step; the result is 0 or -errno."""
-    return (yield ("futex_wait", address, expected, deadline_ns))
-
-
-def futex_wake(address: int, count: int) -> Steps:
-    """Wake up to `count` sleepers of the word."""
-    return (yield ("futex_wake", address, count))
-
-
-def eventfd_signal(descriptor: int) -> Steps:
-    """Make the eventfd readable; it stays so."""
-    return (yield ("signal", EVENTFD + 8 * descriptor))
-
-
-def eventfd_await(descriptor: int) -> Steps:
-    """Sleep until the eventfd is readable, and reset it."""
-    return (yield ("await", EVENTFD + 8 * descriptor))
-
-
-def monotonic_ns() -> Steps:
-    """The model's time, which goes forward at any moment until its end."""
-    return (yield ("clock",))
-
-
-def get_field(record: SharedRecord, name: str) -> Steps:
-    """Read a tracked field of a slot in place; untracked ones read as 0."""
-    word = _Current.fields.get(name)
-    return 0 if word is None else (yield from load(record + 8 * word))
-
-
-def set_field(record: SharedRecord, name: str, value: int) -> Steps:
-    """Write a tracked field of a slot in place; untracked ones vanish."""
-    word = _Current.fields.get(name)
-    if word is not None:
-        yield from store(record + 8 * word, value)
-
-
-def record_at(address: int) -> list[Record]:
-    """What an opener of a private record gives."""
-    return [_Current.private.records[address]]
-
-
-def shared_at(address: int) -> list[SharedRecord]:
-    """What an opener of a shared record gives."""
-    return [SharedRecord(address)]
-
-
-PRIMITIVES: dict[str, Any] = {
-    "load_acquire": load,
-    "load_acquire_32": load,
-    "load_relaxed": load,
-    "load_64": load,
-    "store_release": store,
-    "store_relaxed": store,
-    "store_64": store,
-    "fence": fence,
-    "fetch_add": add,
-    "fetch_add_32": add,
-    "futex_wait": futex_wait,
-    "futex_wake": futex_wake,
-    "eventfd_signal": eventfd_signal,
-    "monotonic_ns": monotonic_ns,
-    "get_field": get_field,
-    "set_field": set_field,
-}
-PLAIN: dict[str, Any] = {
-    "pause": lambda: None,
-    "opener": lambda dtype: record_at,
-    "wqe_at": shared_at,
-    "cqe_at": shared_at,
-    **{
-        f"{name}_at": record_at
-        for name in ("producer", "consumer", "waker", "waiter", "ringer", "channel")
-    },
-}
+from tests.shm.model.steps import Current, Operation, Private, Record, Steps, Violation
 
 
 class Node:
@@ -232,7 +94,7 @@ class Thread:
 
     def _replay(self, path: tuple[Any, ...]) -> Node:
         private = Private(self._records)
-        _Current.private = private
+        Current.private = private
         generator = self._program(private)
         results: Iterable[Any] = (None, *path) if path else ()
         for result in tuple(results)[:-1]:
@@ -240,7 +102,7 @@ class Thread:
         return self._resume(generator, private, path)
 
     def _resume(self, generator: Any, private: Private, path: tuple[Any, ...]) -> Node:
-        _Current.private = private
+        Current.private = private
         try:
             operation = generator.send(path[-1] if path else None)
         except StopIteration:
@@ -325,7 +187,7 @@ class Explorer:
 
     def run(self) -> Explored:
         """Visit every state. Raises Violation with a shortest trace to the first that is wrong."""
-        _Current.fields = self.model.fields
+        Current.fields = self.model.fields
         count = len(self.model.threads)
         nodes, buffers = [], []
         for at, thread in enumerate(self.model.threads):

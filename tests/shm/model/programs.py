@@ -10,22 +10,20 @@ from typing import Any
 
 from shm.records import NEVER, STATE_DEAD, STATE_RUNNING, WAKE_FUTEX
 from shm.wait import DEADLINE, MIN_WAIT, PEER, SIGNAL, THRESHOLD
-from tests.shm.model.machine import (
+from tests.shm.model.machine import Model, Ring, Thread
+from tests.shm.model.source import Mutation, Source
+from tests.shm.model.steps import (
     EVENTFD,
     PLAIN,
     PRIMITIVES,
     PRIVATE,
-    Model,
     Private,
     Record,
-    Ring,
     Steps,
-    Thread,
     Violation,
     eventfd_await,
     store,
 )
-from tests.shm.model.source import Mutation, Source
 
 HEAD, NEED_DOORBELL, EVENT_HEAD = 0x100, 0x108, 0x110
 WAKE_AT, WAKE_KIND, WAKE_SEQ, STATE = 0x118, 0x120, 0x128, 0x130

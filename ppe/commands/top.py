@@ -1,0 +1,97 @@
+"""`ppe top`: an engine's accounts, live, as rates per second."""
+
+import argparse
+import time
+from typing import Any
+
+from ppe import output
+from ppe.commands.common import add_name, engine
+
+
+class TopCommand:
+    """Show rates until Ctrl-C, or for `--count` refreshes."""
+
+    name = "top"
+    help = "watch an engine work"
+
+    def prepare_parser(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the flags."""
+        add_name(parser)
+        parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds")
+        parser.add_argument("--count", type=int, default=0, metavar="N", help="stop after N")
+        output.add_json_flag(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Refresh; with --json one object a line."""
+        with engine(args.name) as observer:
+            mapped = observer.accounts()
+            before = [accounts.snapshot() for accounts in mapped]
+            started, shown = time.monotonic(), 0
+            display = None if args.json else _display()
+            try:
+                while not args.count or shown < args.count:
+                    time.sleep(max(args.interval, 0.05))
+                    observer.order("stat")  # Tells us when the engine is gone.
+                    now = time.monotonic()
+                    after = [accounts.snapshot() for accounts in mapped]
+                    view = [
+                        rates(b, a, now - started) for b, a in zip(before, after, strict=True)
+                    ]
+                    before, started = after, now
+                    shown += 1
+                    _show(display, view)
+            finally:
+                if display is not None:
+                    display.stop()
+        return 0
+
+
+def rates(before: dict[str, Any], after: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """What happened between two snapshots, per second; shares of time in percent."""
+    spent = {
+        key: after[f"{key}_us"] - before[f"{key}_us"] for key in ("useful", "empty", "asleep")
+    }
+    return {
+        "engine": after["engine"],
+        "cpu": after["cpu"],
+        "passes": (after["passes"] - before["passes"]) / seconds,
+        **{f"{key}_percent": us / seconds / 1e4 for key, us in spent.items()},
+        "stages": {
+            a["stage"]: (a["useful_us"] - b["useful_us"]) / seconds / 1e4
+            for b, a in zip(before["stages"], after["stages"], strict=True)
+        },
+        "counters": {
+            name: (value - before["counters"][name]) / seconds
+            for name, value in after["counters"].items()
+        },
+        "channels": after["channels"],
+    }
+
+
+def _display() -> Any:
+    from rich.live import Live
+
+    live = Live(auto_refresh=False)
+    live.start()
+    return live
+
+
+def _show(display: Any, view: list[dict[str, Any]]) -> None:
+    if display is None:
+        output.write_json({"engines": view})
+        return
+    from rich.table import Table
+
+    table = Table(title="ppe top   (Ctrl-C ends)", title_justify="left")
+    table.add_column("per second")
+    for engine_view in view:
+        table.add_column(f"CPU {engine_view['cpu']}", justify="right")
+    for key in ("useful", "empty", "asleep"):
+        table.add_row(f"{key} %", *[f"{v[f'{key}_percent']:.1f}" for v in view])
+    table.add_row("passes", *[f"{v['passes']:,.0f}" for v in view])
+    for stage in view[0]["stages"]:
+        table.add_row(f"{stage} %", *[f"{v['stages'][stage]:.1f}" for v in view])
+    for name in view[0]["counters"]:
+        if any(v["counters"][name] for v in view):
+            table.add_row(name, *[f"{v['counters'][name]:,.0f}" for v in view])
+    display.update(table, refresh=True)

@@ -1,0 +1,172 @@
+"""The daemon's life: claim a name and CPUs, compile, pin, serve, stop.
+
+The main thread is the control plane and runs on the housekeeping CPUs; each engine has its own
+thread and CPU. Nothing is compiled after "ready": `compilations_since_ready` in `ppe stat` counts
+what was, and a test holds it at zero.
+"""
+
+import contextlib
+import gc
+import os
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from ppe import cpulock, notify, paths
+from ppe.config import EngineConfig
+from ppe.cputime import busy_now
+from ppe.errors import OperatorError
+from ppe.partition import Partition, choose, usable_cpus
+from ppe.topology import allowed_cpus, format_cpu_list, read_topology
+
+Report = Callable[[str, str], None]  # kind ("progress", "note", "ready"), text
+
+
+def plan(config: EngineConfig) -> Partition:
+    """Which CPUs the engines get, and why. Raises a CpuError that says what to change."""
+    topology, allowed = read_topology(), allowed_cpus()
+    return choose(
+        topology,
+        allowed,
+        config.cpu,
+        engines=config.engines,
+        taken={} if config.force else cpulock.holders(usable_cpus(topology, allowed)),
+        busy=busy_now(),
+        idle=config.idle,
+        force=config.force,
+    )
+
+
+def compile_cycle(report: Report) -> Any:
+    """Import the compiled parts, reporting what is compiled; returns the running counter."""
+    from shm.jit import CompileCounter, prune_cache
+
+    started = time.monotonic()
+
+    def progress(count: int, name: str) -> None:
+        if count == 1:
+            report("progress", "compiling the engine for this processor, first start only …")
+        elif count % 25 == 0:
+            report("progress", f"compiled {count} functions, now {name}")
+        notify.extend_start(60)
+
+    counter = CompileCounter(progress)
+    from numba.core import event
+
+    event.register("numba:compile", counter)
+    prune_cache()
+    import ppe.control
+    import ppe.cycle.guard
+
+    if counter.count:
+        seconds = time.monotonic() - started
+        report("progress", f"compiled {counter.count} functions in {seconds:.1f} s; cached")
+    return counter
+
+
+class Daemon:
+    """One `ppe up`, from claim to release. Use as a context manager, then `serve`."""
+
+    def __init__(self, config: EngineConfig, report: Report) -> None:
+        self.config, self._report = config, report
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> "Daemon":
+        try:
+            self._start()
+        except BaseException:
+            self._undo.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        notify.stopping()
+        self._undo.close()
+
+    def _start(self) -> None:
+        self.files, lock = paths.claim_name(self.config.name)
+        self._undo.callback(lock.release)
+        self.partition = plan(self.config)
+        claims, warnings = cpulock.claim_all(self.partition.engine_cpus, self.config.force)
+        self._undo.callback(cpulock.release_all, claims)
+        for note in (*self.partition.reasons, *self.partition.warnings, *warnings):
+            self._report("note", note)
+        if self.partition.housekeeping_cpus:
+            os.sched_setaffinity(0, self.partition.housekeeping_cpus)
+        self._counter = compile_cycle(self._report)
+        self._start_engines()
+        from ppe.control import ControlServer
+
+        self.server = ControlServer(self.files.socket, self.config, self.engines)
+        self._undo.callback(self.server.close)
+        self.server.stat = self.stat
+        self._compiled_at_ready = self._counter.count
+        gc.freeze()
+
+    def _start_engines(self) -> None:
+        from ppe.cycle import guard
+        from ppe.engine_thread import EngineThread, port_floor
+        from shm.segment import sweep
+
+        for name in sweep():
+            self._report("note", f"removed /dev/shm/{name}, left behind by a dead process")
+        guard.install()
+        self.engines: list[EngineThread] = []
+        for number, cpu in enumerate(self.partition.engine_cpus):
+            engine = EngineThread(number, cpu, self.config, port_floor())
+            self._undo.callback(engine.stop)
+            complaint = engine.start()
+            if complaint:
+                self._report("note", complaint)
+            self.engines.append(engine)
+
+    def stat(self) -> dict[str, Any]:
+        """What the control plane knows; the engines' own accounts are read from their segments."""
+        return {
+            "name": self.config.name,
+            "pid": os.getpid(),
+            "clients": self.server.client_count,
+            "idle": self.config.idle,
+            "readiness": self.engines[0].tables.poller_name,
+            "housekeeping_cpus": list(self.partition.housekeeping_cpus),
+            "compilations_since_ready": self._counter.count - self._compiled_at_ready,
+            "affinity": [engine.affinity_complaint() for engine in self.engines],
+            "notes": self.server.notes[-20:],
+        }
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.server.stopping = True
+        self.server.wake()
+
+    def serve(self) -> None:
+        """Serve until `ppe down`, SIGTERM or SIGINT. Raises OperatorError if an engine ends."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        cpus = format_cpu_list(self.partition.engine_cpus)
+        text = f"engine {self.config.name!r} runs on CPU {cpus}, pid {os.getpid()}, idle: "
+        text += self.config.idle
+        self._report("ready", text)
+        notify.ready(text)
+        complained: set[str] = set()
+        looked = time.monotonic()
+        while not self.server.stopping:
+            self.server.step()
+            if time.monotonic() - looked < 1.0:
+                continue
+            looked = time.monotonic()
+            notify.watchdog()
+            for engine in self.engines:
+                if not engine.is_alive:
+                    raise OperatorError(
+                        f"engine {engine.number} ended by itself", "this is a bug: see `ppe errors`"
+                    )
+                self._look_at_affinity(engine, complained)
+
+    def _look_at_affinity(self, engine: Any, complained: set[str]) -> None:
+        complaint = engine.affinity_complaint()
+        if complaint and complaint not in complained:
+            complained.add(complaint)
+            self.server.notes.append(complaint)
+            self._report("note", complaint)

@@ -1,0 +1,36 @@
+"""The soak of `wait_n` in small, with every run of the suite; `make soak` makes it ten million."""
+
+import os
+
+import pytest
+
+from shm.jit import JIT_DISABLED
+from tests.soak.shm_wait_soak import Options, soak
+
+pytestmark = pytest.mark.skipif(
+    JIT_DISABLED, reason="too slow as plain Python; tests/shm/test_wait.py runs there"
+)
+
+ON_CI = os.environ.get("CI", "").lower() in ("true", "1")
+SLEEPS = 200_000 if ON_CI else 20_000
+SOAK_SLEEPS = 10_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("capacity", [8, 64])
+def test_no_sleep_is_lost(capacity, record_property):
+    found = soak(Options(sleeps=SLEEPS // 2, seconds_max=180, capacity=capacity, seed=capacity))
+    record_property("soak", found)
+    assert found["outcome"] == "ok", found
+    assert found["sleeps"] >= SLEEPS // 2
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_ten_million_sleeps_lose_none(record_property):
+    sleeps = int(os.environ.get("PPE_SOAK_SLEEPS", SOAK_SLEEPS))
+    found = soak(Options(sleeps=sleeps, seconds_max=7000, capacity=64, seed=11))
+    record_property("soak", found)
+    assert found["outcome"] == "ok", found
+    assert found["sleeps"] >= sleeps
