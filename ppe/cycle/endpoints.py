@@ -4,7 +4,7 @@ A pass touches only endpoints in a ready list, so idle connections cost nothing.
 each list at most once (`receive_queued`, `transmit_queued`), so the lists cannot overflow.
 """
 
-from ppe.cycle.accounts import E_COMPLETIONS, ENDPOINT_STATS, ENDPOINT_STATS_SIZE, add
+from ppe.cycle.accounts import E_BYTES_OUT, E_COMPLETIONS, ENDPOINT_STATS, ENDPOINT_STATS_SIZE, add
 from ppe.cycle.operations import channel_row_of, finish, free_operation, operation_of
 from ppe.cycle.records import (
     ENDPOINT_SIZE,
@@ -15,7 +15,7 @@ from ppe.cycle.records import (
     operation_at,
     row_at,
 )
-from shm.atomics import store_relaxed
+from shm.atomics import load_relaxed, store_relaxed
 from shm.jit import nopython
 from shm.layout import offset
 from shm.memory import load_32, store_32, zero_bytes
@@ -90,6 +90,7 @@ def new_endpoint(engine: int, channel: int, descriptor: int, state: int) -> int:
     endpoint["deadline"] = 0
     endpoint["error"] = 0
     endpoint["announced"] = 0
+    endpoint["held"] = 0
     stats = stats_of(engine, index)
     zero_bytes(stats, ENDPOINT_STATS_SIZE)
     store_relaxed(stats + _ID, endpoint_id(engine, index))
@@ -156,12 +157,22 @@ def finish_operation(engine: int, index: int, operation: int, status: int, arg0:
 
 
 @nopython
+def sent_bytes(engine: int, index: int) -> int:
+    """Bytes the transport has taken from this endpoint since it was made.
+
+    Every receive's and send's completion carries it: a cumulative acknowledgement, so that a host
+    can send without asking for a completion each time.
+    """
+    return load_relaxed(stats_of(engine, index) + E_BYTES_OUT)
+
+
+@nopython
 def pop_receive(engine: int, index: int, status: int) -> None:
     """Complete the oldest receive."""
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
     first = endpoint["receive_first"]
     endpoint["receive_first"] = operation_at(operation_of(engine, first))[0]["next"]
-    finish_operation(engine, index, first, status, 0)
+    finish_operation(engine, index, first, status, sent_bytes(engine, index))
 
 
 @nopython
@@ -170,7 +181,7 @@ def pop_send(engine: int, index: int, status: int) -> None:
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
     first = endpoint["send_first"]
     endpoint["send_first"] = operation_at(operation_of(engine, first))[0]["next"]
-    finish_operation(engine, index, first, status, 0)
+    finish_operation(engine, index, first, status, sent_bytes(engine, index))
 
 
 @nopython

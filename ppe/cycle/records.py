@@ -104,6 +104,7 @@ ENDPOINT: Final = record(
     Field("shut", "<i8"),  # the SHUTDOWN operation waiting for the queue to drain, or -1
     Field("error", "<i8"),  # errno that broke the transport
     Field("announced", "<i8"),  # EVENT_DISCONNECTED was published
+    Field("held", "<i8"),  # sends marked MORE have waited one pass for what they announce
     size=192,
 )
 

@@ -147,6 +147,11 @@ def eventfd_signal(descriptor):
 
 
 @entry("int64(int64)")
+def wake_signal(descriptor):
+    return libc.wake_signal(descriptor)
+
+
+@entry("int64(int64)")
 def eventfd_drain(descriptor):
     return libc.eventfd_drain(descriptor)
 

@@ -19,7 +19,7 @@ from shm.view import address_of
 from tests.shm import doors
 from tests.shm.channel_doors import take
 
-WORK = EVENT = 8
+WORK, EVENT = 8, 32  # of 32 event slots, up to three are handed back late
 DEADLINE_S = 30.0
 LOOK_S = 0.002
 

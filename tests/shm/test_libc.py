@@ -2,6 +2,8 @@
 
 import errno
 import os
+import select
+import socket
 import threading
 import time
 
@@ -78,6 +80,40 @@ def test_draining_does_not_wait_even_when_the_other_side_made_the_descriptor_blo
     assert doors.eventfd_signal(eventfd) == 8
     assert doors.eventfd_drain(eventfd) == 8
     assert doors.eventfd_drain(eventfd) == -errno.EAGAIN
+
+
+@pytest.fixture
+def sockets():
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    yield pair
+    for end in pair:
+        end.close()
+
+
+def test_a_wake_makes_the_other_end_of_a_socket_pair_readable(sockets):
+    ours, theirs = sockets
+    assert doors.wake_signal(ours.fileno()) == 8
+    assert select.select([theirs], [], [], DEADLINE_S)[0]
+    assert len(theirs.recv(64)) == 8
+
+
+def test_a_wake_into_a_full_blocking_socket_comes_back(sockets):
+    ours, _theirs = sockets
+    ours.setblocking(True)
+    while (result := doors.wake_signal(ours.fileno())) > 0:
+        pass
+    assert result == -errno.EAGAIN
+
+
+def test_a_wake_into_a_socket_whose_reader_is_gone_raises_no_signal(sockets):
+    ours, theirs = sockets
+    theirs.close()
+    assert doors.wake_signal(ours.fileno()) == -errno.EPIPE
+
+
+def test_a_wake_may_go_to_an_eventfd(eventfd):
+    assert doors.wake_signal(eventfd) == 8
+    assert os.eventfd_read(eventfd) == 1
 
 
 def test_a_failing_call_gives_minus_errno():

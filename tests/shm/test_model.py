@@ -1,9 +1,9 @@
 """The model checker over ring, wait, doorbell and channel: every order up to the bounds.
 
-Bounds: two or three threads; rings of 2, 4, 8 and 16 slots with up to 14 entries, so each wraps;
+Bounds: two or three threads; rings of 2, 4, 8 and 16 slots with up to 17 entries, so each wraps;
 two payload words; operations of one and two slots; up to two wake-ups without cause and one EINTR;
 one step of the clock. Memory is x86-TSO with unbounded store buffers. All programs together have
-some 400,000 states and take about eight seconds on one slow core; `pytest -rP` prints each count.
+375,000 states and 1,000,000 steps, which take some ten seconds; `pytest -rP` prints each count.
 
 What holds in every state: entries arrive whole, once and in order; no unread slot is overwritten;
 `wait_n` gives a reason only when it is true; a wait costs at most one wake-up; nobody sleeps or
@@ -221,3 +221,9 @@ def test_a_mutation_whose_place_is_gone_is_an_error_and_not_a_pass():
         programs.source([drop(WAIT, "arm", "no_such_call(")])["wait.arm"]
     with pytest.raises(LookupError, match="no function"):
         programs.source([drop(WAIT, "no_such_function", "fence()")])["wait.arm"]
+
+
+def test_a_function_without_a_model_is_never_run_for_real():
+    refused = programs.source()["channel.load_32"]
+    with pytest.raises(NotImplementedError, match=r"shm\.memory\.load_32 has no model"):
+        refused(0)

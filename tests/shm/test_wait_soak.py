@@ -5,6 +5,7 @@ import os
 import pytest
 
 from shm.jit import JIT_DISABLED
+from tests.soak import shm_doorbell_soak
 from tests.soak.shm_wait_soak import Options, soak
 
 pytestmark = pytest.mark.skipif(
@@ -21,6 +22,16 @@ SOAK_SLEEPS = 10_000_000
 @pytest.mark.parametrize("capacity", [8, 64])
 def test_no_sleep_is_lost(capacity, record_property):
     found = soak(Options(sleeps=SLEEPS // 2, seconds_max=180, capacity=capacity, seed=capacity))
+    record_property("soak", found)
+    assert found["outcome"] == "ok", found
+    assert found["sleeps"] >= SLEEPS // 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_no_doorbell_is_lost(record_property):
+    options = Options(sleeps=SLEEPS // 2, seconds_max=180, capacity=32, seed=5)
+    found = soak(options, shm_doorbell_soak.MODULE)
     record_property("soak", found)
     assert found["outcome"] == "ok", found
     assert found["sleeps"] >= SLEEPS // 2

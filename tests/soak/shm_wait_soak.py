@@ -51,6 +51,7 @@ from shm.view import address_of
 from shm.wait import THRESHOLD, arm_eventfd, disarm, wait_n, wake_if_crossed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+MODULE = "tests.soak.shm_wait_soak"
 WORK_CAPACITY = 8  # not used
 STALL_S = 30.0  # no count moved for so long: a sleeper was lost
 LOOK_S = 0.1
@@ -266,11 +267,13 @@ def run_role(options: Options) -> int:
     return run(options, segment.address, segment.address + size)
 
 
-def _start(options: Options, role: str, descriptor: int, eventfd: int) -> subprocess.Popen[bytes]:
+def _start(
+    module: str, options: Options, role: str, descriptor: int, eventfd: int
+) -> subprocess.Popen[bytes]:
     told = {**asdict(options), "role": role, "descriptor": descriptor, "eventfd": eventfd}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in told.items()]
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.soak.shm_wait_soak", *flags],
+        [sys.executable, "-m", module, *flags],
         cwd=ROOT,
         pass_fds=(descriptor, eventfd),
     )
@@ -296,8 +299,11 @@ def _watch(options: Options, words: int, children: list[subprocess.Popen[bytes]]
     return names.get(get(words + RESULT), "ok")
 
 
-def soak(options: Options) -> dict[str, Any]:
-    """Run both processes to the end and say what was counted; `outcome` is "ok" or a failure."""
+def soak(options: Options, module: str = MODULE) -> dict[str, Any]:
+    """Run both processes to the end and say what was counted; `outcome` is "ok" or a failure.
+
+    `module` is the program whose roles "consumer" and "producer" are run.
+    """
     size = channel_size(WORK_CAPACITY, options.capacity)
     segment = create(size + WORDS_SIZE)
     eventfd = os.eventfd(0, 0)
@@ -305,7 +311,8 @@ def soak(options: Options) -> dict[str, Any]:
     initialise(segment.address, WORK_CAPACITY, options.capacity)
     began = time.monotonic()
     children = [
-        _start(options, role, segment.descriptor, eventfd) for role in ("consumer", "producer")
+        _start(module, options, role, segment.descriptor, eventfd)
+        for role in ("consumer", "producer")
     ]
     try:
         outcome = _watch(options, words, children)

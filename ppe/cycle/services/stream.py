@@ -193,7 +193,7 @@ def _transfer(engine: int, channel: int, wqe: int) -> int:
         return _table_full(engine, channel, wqe)
     if sending:
         push_send(engine, index, operation)
-        if endpoint["writable"] != 0 and entry["flags"] & MORE == 0:
+        if endpoint["writable"] != 0:
             queue_transmit(engine, index)
     else:
         push_receive(engine, index, operation)
@@ -625,7 +625,12 @@ def on_transmit(engine: int, index: int) -> int:
             return done
         spans, wanted, more = _transmit_spans(engine, index)
         if spans == 0:
-            return done  # All of it is marked MORE: the rest follows in this pass or the next.
+            # All of it is marked MORE: what it announces may come with the next pass, but is not
+            # waited for any longer, so a host that breaks its word loses nothing.
+            endpoint["held"] = 1
+            queue_transmit(engine, index)
+            return done
+        endpoint["held"] = 0
         done += 1
         put = tcp.transmit(engine, index, spans, more)
         if put == EAGAIN:
@@ -646,10 +651,11 @@ def on_transmit(engine: int, index: int) -> int:
 def _transmit_spans(engine: int, index: int) -> tuple[int, int, bool]:
     """Point the engine's vectors at the posted sends: how many, bytes in all, and "more follows".
 
-    Trailing sends marked MORE wait for what they announce.
+    Trailing sends marked MORE wait one pass for what they announce.
     """
     mine = engine_at(engine)[0]
-    current = endpoint_at(endpoint_of(engine, index))[0]["send_first"]
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    current = endpoint["send_first"]
     spans, wanted = 0, 0
     ready_spans, ready_wanted = 0, 0
     while current != NONE and spans < SPANS_MAX:
@@ -658,7 +664,7 @@ def _transmit_spans(engine: int, index: int) -> tuple[int, int, bool]:
         libc.fill_vector(mine["vectors"], spans, operation["address"] + operation["done"], left)
         spans += 1
         wanted += left
-        if operation["flags"] & MORE == 0:
+        if operation["flags"] & MORE == 0 or endpoint["held"] != 0:
             ready_spans, ready_wanted = spans, wanted
         current = operation["next"]
     if current != NONE:  # The vectors are full and more is queued behind them.

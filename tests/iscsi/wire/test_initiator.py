@@ -12,7 +12,7 @@ from iscsi.wire.errors import LocalProtocolError, RemoteProtocolError
 from iscsi.wire.initiator import InitiatorConnection, InitiatorLimits
 from iscsi.wire.keys import ConnectionParams, SessionParams
 from iscsi.wire.port import PortLimits, port_at
-from tests.iscsi.wire.joined import (
+from tests.iscsi.wire.full_feature import (
     CONNECTION,
     READ,
     SESSION,

@@ -12,7 +12,7 @@ from iscsi.wire import bhs, scsi
 from iscsi.wire.bhs import Opcode
 from iscsi.wire.errors import RemoteProtocolError
 from iscsi.wire.keys import ConnectionParams, SessionParams
-from tests.iscsi.wire.joined import BLOCK, BLOCKS, Joined, examples, pattern
+from tests.iscsi.wire.full_feature import BLOCK, BLOCKS, Joined, examples, pattern
 
 SMALL = ConnectionParams(max_recv_data_segment_length=512)
 CUTS = settings(max_examples=examples(60), deadline=None)

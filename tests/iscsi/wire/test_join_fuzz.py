@@ -1,5 +1,5 @@
-"""Hostile bytes at both roles: never a crash, never a byte outside what a PDU may touch, and nothing
-grows. A crash of compiled code ends the test run, so surviving is the first assertion.
+"""Hostile bytes at both roles: never a crash, never a byte outside what a PDU may touch, and
+nothing grows. A crash of compiled code ends the test run, so surviving is the first assertion.
 """
 
 import errno
@@ -18,7 +18,7 @@ from iscsi.wire.port import port_at
 from iscsi.wire.target_task import TASK as TARGET_TASK
 from iscsi.wire.target_task import target_at
 from shm.view import window
-from tests.iscsi.wire.joined import BLOCK, Joined, examples, pattern, pdus_of
+from tests.iscsi.wire.full_feature import BLOCK, Joined, examples, pattern, pdus_of
 
 FUZZ = settings(max_examples=examples(150), deadline=None)
 GUARD = 64

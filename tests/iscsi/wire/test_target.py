@@ -12,7 +12,7 @@ from iscsi.wire.sense import Asc, ScsiStatus, SenseKey, decode_sense, encode_sen
 from iscsi.wire.target import TargetConnection
 from iscsi.wire.target_task import TargetLimits, target_at
 from shm.memory import store_64
-from tests.iscsi.wire.joined import (
+from tests.iscsi.wire.full_feature import (
     BLOCK,
     CONNECTION,
     SESSION,

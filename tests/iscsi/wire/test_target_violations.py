@@ -7,7 +7,7 @@ from iscsi.wire.bhs import Opcode, encode_pdu
 from iscsi.wire.errors import RejectReason, RemoteProtocolError
 from iscsi.wire.keys import SessionParams
 from iscsi.wire.violations import Violation
-from tests.iscsi.wire.joined import BLOCK
+from tests.iscsi.wire.full_feature import BLOCK
 from tests.iscsi.wire.test_target import OPEN, Scripted
 
 NO_TAG = bhs.RESERVED_TAG

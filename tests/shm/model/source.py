@@ -17,7 +17,17 @@ REWRITTEN = ("shm.ring", "shm.wait", "shm.doorbell", "shm.channel")
 # Records in shared memory whose fields are written in place, without `atomics`.
 SHARED_OPENERS = ("wqe_at", "cqe_at")
 
+# What comes from here reaches shared memory or the kernel, so it has a model or is not called.
+VISIBLE = ("shm.atomics", "shm.libc", "shm.memory")
+
 Namespace = dict[str, Any]
+
+
+def _not_modelled(name: str) -> Callable[..., Any]:
+    def refuse(*_arguments: Any) -> Any:
+        raise NotImplementedError(f"{name} has no model: add it to tests/shm/model/steps.py")
+
+    return refuse
 
 
 class Mutation:
@@ -240,7 +250,9 @@ class Source:
                 if alias.name in visible:
                     yielding.add(name)
             else:
-                names[name] = getattr(importlib.import_module(node.module), alias.name)
+                value = getattr(importlib.import_module(node.module), alias.name)
+                visible = node.module in VISIBLE and callable(value)
+                names[name] = _not_modelled(f"{node.module}.{alias.name}") if visible else value
 
     def _rewrite(self, module: str) -> tuple[Namespace, set[str]]:
         path = Path(ROOT, *module.split(".")).with_suffix(".py")

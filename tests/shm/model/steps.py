@@ -132,6 +132,7 @@ PRIMITIVES: dict[str, Any] = {
     "futex_wait": futex_wait,
     "futex_wake": futex_wake,
     "eventfd_signal": eventfd_signal,
+    "wake_signal": eventfd_signal,  # a socket stays readable until it is read, as an eventfd does
     "monotonic_ns": monotonic_ns,
     "get_field": get_field,
     "set_field": set_field,

@@ -1,0 +1,222 @@
+"""Entries from one interpreted Python process to another: through our ring, and through iceoryx2.
+
+Both senders write the entry's number into its 56-byte payload and hand it over; both receivers read
+it back and check the order. The one rule: neither side does anything the other need not do.
+"""
+
+import ctypes
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from bench.reference_build import ReferenceMissing
+from bench.ring_pair import CAPACITY, CONSUMER_AT, IN, OUT, PAIR, PRODUCER_AT, Side
+from shm.jit import entry
+from shm.records import SLOT_SIZE
+from shm.ring import poll, post_burst
+from shm.view import window
+
+STOP: Final = -1
+WARMUP: Final = 2_000  # entries
+LOOK_EVERY: Final = 512  # entries between looks at the clock
+READY_TIMEOUT_S: Final = 20
+SILENCE_TIMEOUT_S: Final = 20
+SERVICE: Final = "ppe-bench/python"
+WORDS: Final = SLOT_SIZE // 8
+
+Options = dict[str, Any]
+Outcome = dict[str, float]
+
+
+@entry("int64(intp, intp, int64)")
+def ring_post(side: int, entries: int, count: int) -> int:
+    """Post as many of `count` entries as fit. Return how many."""
+    return post_burst(side + PRODUCER_AT, entries, count)
+
+
+@entry("int64(intp, intp, int64)")
+def ring_poll(side: int, out: int, limit: int) -> int:
+    """Take up to `limit` entries. Return how many."""
+    return poll(side + CONSUMER_AT, out, limit)
+
+
+class Payload(ctypes.Structure):
+    """What travels: as many bytes as a slot of ours carries."""
+
+    _fields_ = (("number", ctypes.c_int64), ("rest", ctypes.c_int64 * 6))
+
+
+class Meter:
+    """Counts entries that arrive in order, and times those after the warm-up."""
+
+    def __init__(self) -> None:
+        self.expected = 1
+        self._start_ns = 0
+        self._quiet_at, self._quiet_since = 0, 0.0
+
+    def take(self, number: int) -> bool:
+        """Count one entry; False for STOP. Raises RuntimeError for one that is out of order."""
+        if number == STOP:
+            return False
+        if number != self.expected:
+            raise RuntimeError(f"entry {number} came where {self.expected} was due")
+        if number == WARMUP:
+            self._start_ns = time.perf_counter_ns()
+        self.expected += 1
+        return True
+
+    def nothing(self) -> None:
+        """Note that nothing was there; raises TimeoutError when that lasts."""
+        if self.expected != self._quiet_at:
+            self._quiet_since, self._quiet_at = time.monotonic(), self.expected
+        elif time.monotonic() - self._quiet_since > SILENCE_TIMEOUT_S:
+            raise TimeoutError("the sender fell silent")
+
+    def outcome(self) -> Outcome:
+        """Entries and nanoseconds after the warm-up."""
+        return {
+            "entries": max(self.expected - 1 - WARMUP, 0),
+            "ns": time.perf_counter_ns() - self._start_ns,
+        }
+
+
+def _words(side: Side, place: int, count: int) -> memoryview:
+    return memoryview(window(side.address + place, count * WORDS, "<i8"))
+
+
+def receive_from_ring(side: Side, batch: int) -> Outcome:
+    """Take entries off the ring, up to `batch` at a call, until STOP."""
+    words, address, out = _words(side, IN, batch), side.address, side.address + IN
+    meter = Meter()
+    _say_ready(side)
+    empty = 0
+    while True:
+        got = ring_poll(address, out, batch)
+        if got == 0:
+            empty += 1
+            if empty & 0xFFFF == 0:
+                meter.nothing()
+            continue
+        for place in range(1, WORDS * got, WORDS):
+            if not meter.take(words[place]):
+                return meter.outcome()
+
+
+def send_to_ring(side: Side, batch: int, seconds: float) -> None:
+    """Post numbered entries for so long, then STOP; `batch` at a call."""
+    words, address, entries = _words(side, OUT, batch), side.address, side.address + OUT
+    _await_ready(side)
+    number, end_ns = 0, time.perf_counter_ns() + int(seconds * 1e9)
+    while time.perf_counter_ns() < end_ns:
+        for _ in range(max(LOOK_EVERY // batch, 1)):
+            for place in range(1, WORDS * batch, WORDS):
+                number += 1
+                words[place] = number
+            _hand_over(address, entries, batch)
+    words[1] = STOP
+    _hand_over(address, entries, 1)
+
+
+def _hand_over(address: int, entries: int, count: int) -> None:
+    done = ring_post(address, entries, count)
+    while done < count:
+        done += ring_post(address, entries + done * SLOT_SIZE, count - done)
+
+
+def import_iceoryx2() -> Any:
+    """Import the binding, its log quiet. Raises ReferenceMissing when it is not installed."""
+    try:
+        import iceoryx2
+    except ImportError as error:
+        raise ReferenceMissing("iceoryx2 is not installed: make setup-bench") from error
+    iceoryx2.set_log_level_from_env_or(iceoryx2.LogLevel.Error)
+    return iceoryx2
+
+
+def _service(iox: Any) -> tuple[Any, Any]:
+    node = iox.NodeBuilder.new().create(iox.ServiceType.Ipc)
+    service = (
+        node.service_builder(iox.ServiceName.new(SERVICE))
+        .publish_subscribe(Payload)
+        .enable_safe_overflow(False)
+        .subscriber_max_buffer_size(CAPACITY)
+        .open_or_create()
+    )
+    return node, service
+
+
+def receive_from_iceoryx2(side: Side) -> Outcome:
+    """Take samples off the subscriber's queue until STOP."""
+    _node, service = _service(import_iceoryx2())
+    subscriber = service.subscriber_builder().create()
+    meter = Meter()
+    _say_ready(side)
+    empty = 0
+    while True:
+        sample = subscriber.receive()
+        if sample is None:
+            empty += 1
+            if empty & 0xFFFF == 0:
+                meter.nothing()
+            continue
+        more = meter.take(sample.payload().contents.number)
+        sample.delete()
+        if not more:
+            return meter.outcome()
+
+
+def send_to_iceoryx2(side: Side, way: str, seconds: float) -> None:
+    """Publish numbered samples for so long, then STOP; `way` is which call of the binding."""
+    iox = import_iceoryx2()
+    _node, service = _service(iox)
+    publisher = (
+        service.publisher_builder()
+        .backpressure_strategy(iox.BackpressureStrategy.RetryUntilDelivered)
+        .create()
+    )
+    payload = Payload()
+    hand_over = WAYS[way](publisher, payload)
+    _await_ready(side)
+    publisher.update_connections()
+    number, end_ns = 0, time.perf_counter_ns() + int(seconds * 1e9)
+    while time.perf_counter_ns() < end_ns:
+        for _ in range(LOOK_EVERY):
+            number += 1
+            payload.number = number
+            hand_over()
+    payload.number = STOP
+    hand_over()
+
+
+def _by_loan(publisher: Any, payload: Payload) -> Callable[[], None]:
+    def hand_over() -> None:
+        publisher.loan_uninit().write_payload(payload).send()
+
+    return hand_over
+
+
+def _by_copy(publisher: Any, payload: Payload) -> Callable[[], None]:
+    def hand_over() -> None:
+        publisher.send_copy(payload)
+
+    return hand_over
+
+
+WAYS: Final = {"loan": _by_loan, "copy": _by_copy}
+RECEIVERS: Final[dict[str, Callable[..., Outcome]]] = {
+    "ring": receive_from_ring,
+    "iceoryx2": receive_from_iceoryx2,
+}
+
+
+def _say_ready(side: Side) -> None:
+    window(side.segment.address, 1, PAIR)[0]["armed"] = 1
+
+
+def _await_ready(side: Side) -> None:
+    shared = window(side.segment.address, 1, PAIR)
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while int(shared[0]["armed"]) == 0:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the receiver did not get ready")
+        time.sleep(0.001)
