@@ -78,6 +78,11 @@ def engine_start() -> int:
 def engine_stop() -> dict[str, int]:
     """Stop it. Return what it has counted since it was made."""
     _engines[-1].stop()
+    return engine_counts()
+
+
+def engine_counts() -> dict[str, int]:
+    """What the engine has counted since it was made."""
     return {name: _engines[-1].counter(name) for name in ("wakes", "operations", "doorbells")}
 
 
@@ -100,6 +105,7 @@ ORDERS: Final[dict[str, Callable[..., Any]]] = {
         engine_open,
         engine_start,
         engine_stop,
+        engine_counts,
         python_receive,
     )
 }

@@ -9,7 +9,6 @@ import os
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from host.channel import Channel
 from host.memory import Arenas
-from ppe.cycle.accounts import COUNTERS, ENGINE_INFO, INDEX
+from ppe.cycle.accounts import ENGINE_INFO, INDEX
 from ppe.cycle.control_port import ControlPort
 from ppe.cycle.cycle import run
 from ppe.cycle.tables import EngineTables, Limits, Settings
@@ -32,15 +31,6 @@ CLIENT: Final = 2
 START_TIMEOUT_S: Final = 120  # the first start compiles
 
 
-@dataclass(slots=True)
-class Attached:
-    """What the engine's side holds of one channel."""
-
-    number: int
-    segment: Segment
-    rings: NDArray[Any]
-
-
 class PrivateEngine:
     """Tables, control port and the thread that runs the cycle on `core` (negative: anywhere)."""
 
@@ -49,7 +39,8 @@ class PrivateEngine:
         self._orders: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._idle = threading.Event()
         self._failure: BaseException | None = None
-        self._attached: list[Attached] = []
+        self._kept: list[NDArray[Any]] = []  # what the engine was given an address of
+        self._mapped: list[Segment] = []  # what is ours to unmap
         self.tables: EngineTables
         self.port: ControlPort
         self._thread = threading.Thread(target=self._serve, name="bench-engine", daemon=True)
@@ -100,18 +91,20 @@ class PrivateEngine:
         finally:
             self.stop()
 
-    def attach(self, segment: Segment, bell: int) -> int:
+    def attach(self, segment: Segment, bell: int, client: int = CLIENT) -> int:
         """Make a prepared channel segment a channel of this engine, which must be running."""
         rings = np.zeros(1, ENGINE_CHANNEL)
         bind_engine(address_of(rings), segment.address, CAPACITY, CAPACITY, -1)
-        number = len(self._attached) + 1
-        self.port.attach(number, rings, bell, CLIENT, os.getpid(), True)
-        self._attached.append(Attached(number, segment, rings))
+        number = len(self._kept) + 1
+        self.port.attach(number, rings, bell, client, os.getpid(), True)
+        self._kept.append(rings)
         return number
 
     def attach_inherited(self, descriptor: int, bell: int) -> int:
         """Attach a channel whose descriptors were inherited from the host's process."""
-        return self.attach(map_descriptor(descriptor, channel_size(CAPACITY, CAPACITY)), bell)
+        segment = map_descriptor(descriptor, channel_size(CAPACITY, CAPACITY))
+        self._mapped.append(segment)
+        return self.attach(segment, bell)
 
     def register(self, segment: Segment) -> int:
         """Lend the engine, which must be running, a region of memory."""
@@ -121,7 +114,7 @@ class PrivateEngine:
         """One of the engine's counters, by its name in the accounts."""
         layout = self.tables.layout
         values = layout.part(self.tables.accounts.array, "values").view(np.int64)
-        return int(values.reshape(len(COUNTERS.rows), -1)[INDEX[name], 0])
+        return int(values[INDEX[name]])
 
     @property
     def info(self) -> dict[str, int]:
@@ -133,8 +126,8 @@ class PrivateEngine:
         """End the thread and give everything back. The cycle must be stopped."""
         self._orders.put(False)
         self._thread.join(10)
-        for attached in self._attached:
-            attached.segment.close()
+        for segment in self._mapped:
+            segment.close()
         self.port.close()
         self.tables.close()
 

@@ -17,8 +17,11 @@ from shm.ring import poll, post_burst
 from shm.view import window
 
 STOP: Final = -1
+HELLO: Final = 0
+READY, CONNECTED = 1, 2  # what the receiver says in the pair's `armed` word
 WARMUP: Final = 2_000  # entries
 LOOK_EVERY: Final = 512  # entries between looks at the clock
+LOOK_MASK: Final = 0xFFFF  # of empty polls, likewise
 READY_TIMEOUT_S: Final = 20
 SILENCE_TIMEOUT_S: Final = 20
 SERVICE: Final = "ppe-bench/python"
@@ -47,37 +50,35 @@ class Payload(ctypes.Structure):
 
 
 class Meter:
-    """Counts entries that arrive in order, and times those after the warm-up."""
+    """The warm-up's end, and a bound on silence, for a receiver that counts by itself."""
 
     def __init__(self) -> None:
-        self.expected = 1
-        self._start_ns = 0
+        self._start_ns, self._first = 0, 0
         self._quiet_at, self._quiet_since = 0, 0.0
 
-    def take(self, number: int) -> bool:
-        """Count one entry; False for STOP. Raises RuntimeError for one that is out of order."""
-        if number == STOP:
-            return False
-        if number != self.expected:
-            raise RuntimeError(f"entry {number} came where {self.expected} was due")
-        if number == WARMUP:
-            self._start_ns = time.perf_counter_ns()
-        self.expected += 1
-        return True
+    def warm(self, count: int) -> None:
+        """Note that the warm-up is over, `count` entries having come."""
+        self._start_ns, self._first = time.perf_counter_ns(), count
 
-    def nothing(self) -> None:
-        """Note that nothing was there; raises TimeoutError when that lasts."""
-        if self.expected != self._quiet_at:
-            self._quiet_since, self._quiet_at = time.monotonic(), self.expected
+    def nothing(self, count: int) -> None:
+        """Note that after `count` entries nothing is there; TimeoutError when that lasts."""
+        if count != self._quiet_at:
+            self._quiet_at, self._quiet_since = count, time.monotonic()
         elif time.monotonic() - self._quiet_since > SILENCE_TIMEOUT_S:
             raise TimeoutError("the sender fell silent")
 
-    def outcome(self) -> Outcome:
-        """Entries and nanoseconds after the warm-up."""
-        return {
-            "entries": max(self.expected - 1 - WARMUP, 0),
-            "ns": time.perf_counter_ns() - self._start_ns,
-        }
+    def outcome(self, count: int) -> Outcome:
+        """Entries and nanoseconds after the warm-up; `count` came in all."""
+        if self._start_ns == 0:
+            raise RuntimeError(f"only {count} entries came: the warm-up takes {WARMUP}")
+        return {"entries": count - self._first, "ns": time.perf_counter_ns() - self._start_ns}
+
+
+def _end(meter: Meter, count: int, number: int) -> Outcome:
+    """Answer an entry that is not the next one: STOP ends the run, anything else is an error."""
+    if number == STOP:
+        return meter.outcome(count)
+    raise RuntimeError(f"entry {number} came where {count + 1} was due")
 
 
 def _words(side: Side, place: int, count: int) -> memoryview:
@@ -88,24 +89,29 @@ def receive_from_ring(side: Side, batch: int) -> Outcome:
     """Take entries off the ring, up to `batch` at a call, until STOP."""
     words, address, out = _words(side, IN, batch), side.address, side.address + IN
     meter = Meter()
-    _say_ready(side)
-    empty = 0
+    _say(side, READY)
+    count, empty, cold = 0, 0, True
     while True:
         got = ring_poll(address, out, batch)
         if got == 0:
             empty += 1
-            if empty & 0xFFFF == 0:
-                meter.nothing()
+            if empty & LOOK_MASK == 0:
+                meter.nothing(count)
             continue
         for place in range(1, WORDS * got, WORDS):
-            if not meter.take(words[place]):
-                return meter.outcome()
+            number = words[place]
+            if number != count + 1:
+                return _end(meter, count, number)
+            count = number
+        if cold and count >= WARMUP:
+            meter.warm(count)
+            cold = False
 
 
 def send_to_ring(side: Side, batch: int, seconds: float) -> None:
     """Post numbered entries for so long, then STOP; `batch` at a call."""
     words, address, entries = _words(side, OUT, batch), side.address, side.address + OUT
-    _await_ready(side)
+    _await(side, READY)
     number, end_ns = 0, time.perf_counter_ns() + int(seconds * 1e9)
     while time.perf_counter_ns() < end_ns:
         for _ in range(max(LOOK_EVERY // batch, 1)):
@@ -150,19 +156,26 @@ def receive_from_iceoryx2(side: Side) -> Outcome:
     _node, service = _service(import_iceoryx2())
     subscriber = service.subscriber_builder().create()
     meter = Meter()
-    _say_ready(side)
-    empty = 0
+    _say(side, READY)
+    count, empty, cold = 0, 0, True
     while True:
         sample = subscriber.receive()
         if sample is None:
             empty += 1
-            if empty & 0xFFFF == 0:
-                meter.nothing()
+            if empty & LOOK_MASK == 0:
+                meter.nothing(count)
             continue
-        more = meter.take(sample.payload().contents.number)
+        number = sample.payload().contents.number
         sample.delete()
-        if not more:
-            return meter.outcome()
+        if number == HELLO:
+            _say(side, CONNECTED)
+            continue
+        if number != count + 1:
+            return _end(meter, count, number)
+        count = number
+        if cold and count >= WARMUP:
+            meter.warm(count)
+            cold = False
 
 
 def send_to_iceoryx2(side: Side, way: str, seconds: float) -> None:
@@ -176,8 +189,11 @@ def send_to_iceoryx2(side: Side, way: str, seconds: float) -> None:
     )
     payload = Payload()
     hand_over = WAYS[way](publisher, payload)
-    _await_ready(side)
+    _await(side, READY)
     publisher.update_connections()
+    # Until the receiver has opened its end, a sample that finds no room is dropped, not retried.
+    hand_over()
+    _await(side, CONNECTED)
     number, end_ns = 0, time.perf_counter_ns() + int(seconds * 1e9)
     while time.perf_counter_ns() < end_ns:
         for _ in range(LOOK_EVERY):
@@ -209,14 +225,14 @@ RECEIVERS: Final[dict[str, Callable[..., Outcome]]] = {
 }
 
 
-def _say_ready(side: Side) -> None:
-    window(side.segment.address, 1, PAIR)[0]["armed"] = 1
+def _say(side: Side, state: int) -> None:
+    window(side.segment.address, 1, PAIR)[0]["armed"] = state
 
 
-def _await_ready(side: Side) -> None:
+def _await(side: Side, state: int) -> None:
     shared = window(side.segment.address, 1, PAIR)
     deadline = time.monotonic() + READY_TIMEOUT_S
-    while int(shared[0]["armed"]) == 0:
+    while int(shared[0]["armed"]) != state:
         if time.monotonic() > deadline:
-            raise TimeoutError("the receiver did not get ready")
+            raise TimeoutError(f"the receiver did not say {state}")
         time.sleep(0.001)

@@ -1,8 +1,8 @@
 """The client library: connect to an engine, post work, poll or wait for completions.
 
-    import host
-    with host.connect("inline:") as engine, engine.channel() as channel:
-        endpoint = channel.connect("127.0.0.1", 3260)
+import host
+with host.connect("inline:") as engine, engine.channel() as channel:
+    endpoint = channel.connect("127.0.0.1", 3260)
 """
 
 from typing import TYPE_CHECKING, Any, Union
@@ -41,17 +41,17 @@ def connect(name: str = "default", **options: Any) -> Union["EngineHandle", "Inl
     EngineMismatch, EngineRefused; each says what to do.
     """
     if name == INLINE or name.startswith(INLINE + "?"):
-        from host.inline import InlineHandle  # noqa: PLC0415 - loads the engine's cycle
+        from host.inline import InlineHandle
 
         return InlineHandle(name.partition("?")[2], **options)
-    from host.handle import EngineHandle  # noqa: PLC0415 - so that inline: loads no sockets
+    from host.handle import EngineHandle
 
     return EngineHandle(name, **options)
 
 
 def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
-        from importlib import import_module  # noqa: PLC0415
+        from importlib import import_module
 
         return getattr(import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module 'host' has no attribute {name!r}")

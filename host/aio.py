@@ -76,5 +76,3 @@ class AsyncChannel:
     def close(self) -> None:
         """Watch the channel no more."""
         self._loop.remove_reader(self._descriptor)
-
-

@@ -28,6 +28,7 @@ from shm.channel import (
     keep_ledger,
     outstanding_limit,
 )
+from shm.layout import offset
 from shm.libc import monotonic_ns
 from shm.operations import (
     ACCEPT,
@@ -47,8 +48,7 @@ from shm.operations import (
     pack_socket_address,
     unpack_peer,
 )
-from shm.records import CQE, NEVER, STATE_CLOSING, STATE_RUNNING, CHANNEL
-from shm.layout import offset
+from shm.records import CHANNEL, CQE, NEVER, STATE_CLOSING, STATE_RUNNING
 from shm.view import address_of
 from shm.wait import DEADLINE, PEER, REASON_NAMES, SIGNAL, TICK
 
@@ -398,7 +398,9 @@ class Channel:
         self._state[0]["signalled"] = 0
         self._state[0]["outstanding"] = 0
         return [
-            Completion(int(r["opcode"]), int(r["endpoint"]), int(r["user_data"]), FLUSHED, 0, 0, 0, 0, 0)
+            Completion(
+                int(r["opcode"]), int(r["endpoint"]), int(r["user_data"]), FLUSHED, 0, 0, 0, 0, 0
+            )
             for r in lines
         ]
 
@@ -520,7 +522,9 @@ class Channel:
             raise
         return done.endpoint, done.peer
 
-    def send(self, endpoint: int, data: Buffer | NDArray[Any], timeout_s: float | None = None) -> None:
+    def send(
+        self, endpoint: int, data: Buffer | NDArray[Any], timeout_s: float | None = None
+    ) -> None:
         """Send all of a shared array."""
         own = self._own()
         self._posted(self.post_send(endpoint, data, own))
@@ -593,10 +597,6 @@ def _completion(row: tuple[Any, ...]) -> Completion:
 def resolve(host: str, port: int, *, passive: bool = False) -> list[tuple[str, int]]:
     """Numeric addresses of a name, in the order to try. Runs in the host: the engine never asks."""
     flags = socket.AI_PASSIVE if passive else 0
-    found = socket.getaddrinfo(
-        host.strip("[]") or None, port, type=socket.SOCK_STREAM, flags=flags
-    )
+    found = socket.getaddrinfo(host.strip("[]") or None, port, type=socket.SOCK_STREAM, flags=flags)
     unique = dict.fromkeys((str(entry[4][0]), int(entry[4][1])) for entry in found)
     return list(unique)
-
-

@@ -24,8 +24,7 @@ from shm import messages
 from shm.channel import channel_size, initialise
 from shm.records import LAYOUT_HASH, STATE_DEAD, VERSION
 from shm.rendezvous import NAME_FORM, socket_candidates
-from shm.segment import KIND_CHANNEL, Segment, create, publish
-from shm.segment import map_descriptor
+from shm.segment import KIND_CHANNEL, Segment, create, map_descriptor, publish
 
 
 def _dial(name: str) -> socket.socket:
@@ -69,12 +68,12 @@ class EngineHandle:
             self._connection.close()
             raise
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
-        self._watcher = threading.Thread(
-            target=self._watch, name=f"ppe-watch-{name}", daemon=True
-        )
+        self._watcher = threading.Thread(target=self._watch, name=f"ppe-watch-{name}", daemon=True)
         self._watcher.start()
 
-    def _call(self, message: dict[str, Any], descriptors: list[int] | None = None) -> dict[str, Any]:
+    def _call(
+        self, message: dict[str, Any], descriptors: list[int] | None = None
+    ) -> dict[str, Any]:
         answer, received = self._call_with_descriptors(message, descriptors)
         messages.close_all(received)
         return answer

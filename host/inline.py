@@ -10,6 +10,8 @@ import threading
 from typing import Any
 from urllib.parse import parse_qs
 
+import numpy as np
+
 from host.channel import Channel
 from host.errors import EngineRefused, WrongThread
 from host.memory import ARENA_SIZE, Arenas, Buffer
@@ -19,8 +21,6 @@ from ppe.cycle.records import IDLE_NAMES
 from ppe.cycle.tables import EngineTables, Limits, Settings
 from shm.channel import ENGINE_CHANNEL, bind_engine, channel_size, initialise
 from shm.segment import KIND_CHANNEL, Segment, create, publish
-
-import numpy as np
 
 CLIENT = 2
 # Host and engine take turns in one thread, so nobody would ring for a parked channel.

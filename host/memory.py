@@ -39,7 +39,7 @@ class Buffer:
     @property
     def view(self) -> memoryview:
         """The bytes as a writable memoryview."""
-        return memoryview(self.array)
+        return self.array.data
 
     def free(self) -> None:
         """Give it back. Raises ValueError the second time. Nothing may be outstanding on it."""

@@ -31,8 +31,6 @@ from shm.operations import (
     ACCEPT,
     CANCEL,
     CLOSE,
-
-
     MORE,
     NOP,
     RECEIVE,
@@ -169,8 +167,6 @@ def post_address(
     return 1
 
 
-
-
 @nopython
 def flush(context: int) -> int:
     """Ring the engine's bell if the channel is parked. Call once after a batch of posts."""
@@ -218,9 +214,7 @@ def clamp(context: int, n: int) -> int:
 
 
 @nopython
-def wait_n(
-    context: int, n: int, min_wait_at_ns: int, deadline_ns: int, tick_at_ns: int
-) -> int:
+def wait_n(context: int, n: int, min_wait_at_ns: int, deadline_ns: int, tick_at_ns: int) -> int:
     """Sleep until `n` completions are there; after `min_wait_at_ns` one is enough.
 
     Absolute CLOCK_MONOTONIC times, NEVER for none. `n` is clamped to what is outstanding. Returns
@@ -261,5 +255,3 @@ def _wait_inline(context: int, n: int, min_wait_at: int, deadline: int, tick_at:
         outcome = call_address(mine["run"], mine["engine"], consumer, want, until)
         if outcome == _INTERRUPTED:
             return SIGNAL
-
-

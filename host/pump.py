@@ -102,8 +102,7 @@ def _post_send(pump: int, flags: int) -> bool:
     mine = pump_at(pump)[0]
     port = port_at(mine["conn"])[0]
     signalled = (
-        mine["tx_signalled"] == 0
-        and 2 * (port["tx_made"] - port["tx_sent"]) >= port["tx_capacity"]
+        mine["tx_signalled"] == 0 and 2 * (port["tx_made"] - port["tx_sent"]) >= port["tx_capacity"]
     )
     if not signalled:
         flags |= UNSIGNALLED
@@ -121,14 +120,92 @@ def _post_send(pump: int, flags: int) -> bool:
     return True
 
 
-def make_pump(
-    rx_bytes: Any, tx_next: Any, tx_take: Any, tx_done: Any, predict: Any
-) -> PumpFunctions:
-    """Make the pump of one role from its protocol's nopython functions.
+@nopython
+def _receive_staged(pump: int) -> int:
+    """Keep both staging areas posted. Return how many receives were added."""
+    mine = pump_at(pump)[0]
+    added = 0
+    while mine["rx_posted"] < 2:
+        area = mine["rx_next"]
+        address = mine["staging"] + area * mine["staging_size"]
+        if not _post_receive(pump, RX_STAGED | area, address, mine["staging_size"], 0):
+            break
+        mine["rx_next"] = 1 - area
+        added += 1
+    return added
 
-    `predict(conn)` gives (address, length) of the data expected behind the next header, or length 0.
-    """
 
+@nopython
+def _receive_exact(pump: int) -> int:
+    """Keep one receive posted where the protocol wants its next bytes."""
+    mine = pump_at(pump)[0]
+    if mine["rx_posted"] != 0:
+        return 0
+    port = port_at(mine["conn"])[0]
+    mine["rx_address"] = port["want_address"]
+    return _post_receive(pump, RX_EXACT, port["want_address"], port["want_length"], RECEIVE_EXACT)
+
+
+@nopython
+def _receive_ahead(pump: int, address: int, length: int) -> int:
+    """Post the receive of data that is expected behind the header already posted."""
+    mine = pump_at(pump)[0]
+    if length <= 0 or _post_receive(pump, RX_AHEAD, address, length, RECEIVE_EXACT) == 0:
+        return 0
+    mine["ahead_address"] = address
+    mine["ahead_length"] = length
+    mine["ahead_posted"] = 1
+    return 1
+
+
+@nopython
+def _received_at(pump: int, kind: int) -> int:
+    """Where the bytes of a completed receive lie."""
+    mine = pump_at(pump)[0]
+    if kind & ~1 == RX_STAGED:
+        return int(mine["staging"] + (kind & 1) * mine["staging_size"])
+    if kind == RX_AHEAD:
+        mine["ahead_posted"] = 0
+        return int(mine["ahead_address"])
+    return int(mine["rx_address"])
+
+
+@nopython
+def _withdraw_ahead(pump: int) -> None:
+    """After a header: if something else came than was foreseen, take the data's receive back."""
+    mine = pump_at(pump)[0]
+    if mine["ahead_posted"] == 0:
+        return
+    port = port_at(mine["conn"])[0]
+    as_foreseen = port["want_address"] == mine["ahead_address"]
+    if not as_foreseen or port["want_length"] < mine["ahead_length"]:
+        native.post_cancel(mine["context"], mine["endpoint"], pump | CANCEL, pump | RX_AHEAD)
+
+
+@nopython
+def _status_of(completion: int) -> int:
+    """A receive's status for the pump: an empty staged one is the end, a withdrawn one is fine."""
+    cqe = cqe_at(completion)[0]
+    kind = cqe["user_data"] & KIND_MASK
+    if kind & ~1 == RX_STAGED and cqe["status"] == 0 and cqe["length"] == 0:
+        return END_OF_STREAM
+    if kind == RX_AHEAD and cqe["status"] == CANCELLED:
+        return 0
+    return int(cqe["status"])
+
+
+@nopython
+def _newly_sent(pump: int, completion: int) -> int:
+    """Bytes that the transport has taken since the completion before this one."""
+    mine = pump_at(pump)[0]
+    sent = cqe_at(completion)[0]["arg0"] - mine["tx_base"] - mine["tx_acked"]
+    if sent <= 0:
+        return 0
+    mine["tx_acked"] += sent
+    return int(sent)
+
+
+def _make_send(tx_next: Any, tx_take: Any) -> Callable[[int], int]:
     @nopython
     def send(pump: int) -> int:
         mine = pump_at(pump)[0]
@@ -148,83 +225,63 @@ def make_pump(
             tx_take(conn, length)
         return done
 
+    return send
+
+
+def _make_receive(predict: Any) -> Callable[[int], int]:
     @nopython
     def receive(pump: int) -> int:
         mine = pump_at(pump)[0]
         if mine["error"] != 0:
             return 0
         if mine["mode"] == STAGED:
-            added = 0
-            while mine["rx_posted"] < 2:
-                area = mine["rx_next"]
-                address = mine["staging"] + area * mine["staging_size"]
-                if not _post_receive(pump, RX_STAGED | area, address, mine["staging_size"], 0):
-                    break
-                mine["rx_next"] = 1 - area
-                added += 1
-            return added
-        port = port_at(mine["conn"])[0]
-        added = 0
-        if mine["rx_posted"] == 0:
-            mine["rx_address"] = port["want_address"]
-            length = port["want_length"]
-            added = _post_receive(pump, RX_EXACT, port["want_address"], length, RECEIVE_EXACT)
+            return _receive_staged(pump)
+        added = _receive_exact(pump)
         if mine["mode"] == COALESCED and mine["rx_posted"] == 1 and mine["ahead_posted"] == 0:
             address, length = predict(mine["conn"])
-            if length > 0 and _post_receive(pump, RX_AHEAD, address, length, RECEIVE_EXACT):
-                mine["ahead_address"] = address
-                mine["ahead_length"] = length
-                mine["ahead_posted"] = 1
-                added += 1
+            added += _receive_ahead(pump, address, length)
         return added
 
-    @nopython
-    def feed(pump: int, kind: int, length: int) -> None:
-        """Give the protocol `length` bytes that one receive brought."""
-        mine = pump_at(pump)[0]
-        if kind & ~1 == RX_STAGED:
-            address = mine["staging"] + (kind & 1) * mine["staging_size"]
-        elif kind == RX_AHEAD:
-            mine["ahead_posted"] = 0
-            address = mine["ahead_address"]
-        else:
-            address = mine["rx_address"]
-        if length > 0:
-            violation = rx_bytes(mine["conn"], address, length)
-            if violation != 0 and mine["error"] == 0:
-                mine["error"] = violation
-        if kind == RX_EXACT and mine["ahead_posted"] != 0:
-            port = port_at(mine["conn"])[0]
-            as_foreseen = port["want_address"] == mine["ahead_address"]
-            if not as_foreseen or port["want_length"] < mine["ahead_length"]:
-                # Something else came: take back what was posted for data that does not.
-                native.post_cancel(mine["context"], mine["endpoint"], pump | CANCEL, pump | RX_AHEAD)
+    return receive
+
+
+def make_pump(
+    rx_bytes: Any, tx_next: Any, tx_take: Any, tx_done: Any, predict: Any
+) -> PumpFunctions:
+    """Make the pump of one role from its protocol's nopython functions.
+
+    `predict(conn)` gives (address, length) of the data expected behind the next header, length 0
+    for none.
+    """
 
     @nopython
     def event(pump: int, completion: int) -> int:
         mine, cqe = pump_at(pump)[0], cqe_at(completion)[0]
-        kind, status = cqe["user_data"] & KIND_MASK, cqe["status"]
+        kind = cqe["user_data"] & KIND_MASK
         if cqe["flags"] & UNSOLICITED != 0:
-            mine["error"] = status
+            mine["error"] = cqe["status"]
             return int(mine["error"])
         if kind == CANCEL:
             return int(mine["error"])
-        sent = cqe["arg0"] - mine["tx_base"] - mine["tx_acked"]
+        sent = _newly_sent(pump, completion)
         if sent > 0:
-            mine["tx_acked"] += sent
             tx_done(mine["conn"], sent)
         if kind == TX:
             if cqe["flags"] == 0:
                 mine["tx_signalled"] -= 1
         else:
             mine["rx_posted"] -= 1
-            feed(pump, kind, cqe["length"])
-            if kind & ~1 == RX_STAGED and status == 0 and cqe["length"] == 0:
-                status = END_OF_STREAM
-            if kind == RX_AHEAD and status == CANCELLED:
-                status = 0
+            address = _received_at(pump, kind)
+            violation = 0
+            if cqe["length"] > 0:
+                violation = rx_bytes(mine["conn"], address, cqe["length"])
+            if kind == RX_EXACT:
+                _withdraw_ahead(pump)
+            if violation != 0 and mine["error"] == 0:
+                mine["error"] = violation
+        status = _status_of(completion)
         if status < 0 and mine["error"] == 0:
             mine["error"] = status
         return int(mine["error"])
 
-    return PumpFunctions(send, receive, event)
+    return PumpFunctions(_make_send(tx_next, tx_take), _make_receive(predict), event)

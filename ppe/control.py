@@ -107,7 +107,9 @@ class ControlServer:
         self._reply(client, answer, given)
         messages.close_all(given)
 
-    def _reply(self, client: Client, answer: dict[str, Any], given: list[int] | None = None) -> None:
+    def _reply(
+        self, client: Client, answer: dict[str, Any], given: list[int] | None = None
+    ) -> None:
         # A client that does not read its answers loses its connection, not our time.
         with contextlib.suppress(OSError, messages.ControlClosed):
             messages.send(client.connection, answer, given or [])

@@ -57,8 +57,6 @@ def compile_cycle(report: Report) -> Any:
 
     event.register("numba:compile", counter)
     prune_cache()
-    import ppe.control
-    import ppe.cycle.guard
 
     if counter.count:
         seconds = time.monotonic() - started

@@ -8,6 +8,7 @@ compiled code, which it leaves only when the stop word is set. The control plane
 import os
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 from ppe.config import EngineConfig
 from ppe.cycle.accounts import ENGINE_INFO
@@ -72,7 +73,7 @@ class EngineThread:
             self._started.lock_complaint = self.tables.lock_memory()
             info = self.tables.layout.rows(self.tables.accounts.array, "info", ENGINE_INFO)[0]
             info["cpu"], info["thread"], info["started_ns"] = self.cpu, self.tid, monotonic_ns()
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+        except BaseException as error:
             self._started.error = error
             self._ready.set()
             return
@@ -103,7 +104,6 @@ def port_floor() -> int:
     if os.geteuid() != 0:
         return 0
     try:
-        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as setting:
-            return int(setting.read())
+        return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
     except OSError:
         return 1024

@@ -1,4 +1,3 @@
-# ruff: noqa: N818  (an exception here is a fact about the world: CpuTaken, as EngineDied)
 """Errors that a person at a shell can act on.
 
 Each one carries what is wrong and what to change, as separate sentences; a traceback is for bugs.

@@ -21,7 +21,7 @@ RETRY_S: Final = 0.005
 RECORD_BYTES: Final = 20  # A pid, padded, so that one write replaces whatever stood there.
 
 
-class LockHeld(Exception):  # noqa: N818  (a fact, like CpuTaken)
+class LockHeld(Exception):
     """Someone else holds the lock; `pid` is 0 when the holder cannot be told."""
 
     def __init__(self, path: Path, pid: int) -> None:

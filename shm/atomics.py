@@ -18,8 +18,8 @@ from numba.extending import intrinsic
 from shm.jit import JIT_DISABLED, nopython
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
-_CTYPES = {32: ctypes.c_int32, 64: ctypes.c_int64}
-_NUMBA = {32: types.int32, 64: types.int64}
+_CTYPES: dict[int, Any] = {32: ctypes.c_int32, 64: ctypes.c_int64}
+_NUMBA: dict[int, Any] = {32: types.int32, 64: types.int64}
 
 
 def _pointer(builder: ir.IRBuilder, address: Any, width: int) -> Any:

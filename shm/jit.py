@@ -99,7 +99,9 @@ def prune_cache() -> int:
     )
     oldest = time.time() - CACHE_KEPT_DAYS * 86_400
     gone = [
-        path for rank, (at, path) in enumerate(used) if rank >= CACHE_KEPT_DIRECTORIES or at < oldest
+        path
+        for rank, (at, path) in enumerate(used)
+        if rank >= CACHE_KEPT_DIRECTORIES or at < oldest
     ]
     for path in gone:
         shutil.rmtree(path, ignore_errors=True)
@@ -146,7 +148,7 @@ def _cache_for(function: Callable[..., Any]) -> Iterator[None]:
 
 
 class Callback:
-    """A compiled function with a C address: for signal handlers, threads and other compiled code."""
+    """A compiled function with a C address: for signal handlers, threads, other compiled code."""
 
     def __init__(self, function: Callable[..., Any], result: Any, arguments: list[Any]) -> None:
         self._prototype = ctypes.CFUNCTYPE(result, *arguments)
@@ -157,7 +159,8 @@ class Callback:
         names = {ctypes.c_int64: "int64", ctypes.c_int32: "int32", None: "void"}
         signature = f"{names[result]}({', '.join(names[a] for a in arguments)})"
         with _cache_for(function):
-            self._compiled = numba.cfunc(  # type: ignore[operator]
+            compiled: Any = numba.cfunc
+            self._compiled = compiled(
                 signature, cache=True, nopython=True, error_model="numpy", boundscheck=False
             )(function)
         self.address = int(self._compiled.address)
@@ -178,7 +181,7 @@ def python_version(function: F) -> F:
     return cast(F, getattr(function, "py_func", function))
 
 
-class CompileCounter(event.Listener):  # type: ignore[misc]
+class CompileCounter(event.Listener):
     """Counts the functions the compiler works on and calls `report(count, name)` for each."""
 
     def __init__(self, report: Callable[[int, str], None] | None = None) -> None:

@@ -45,9 +45,7 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """
     space = socket.CMSG_SPACE(4 * DESCRIPTORS_MAX)
     try:
-        data, ancillary, flags, _ = connection.recvmsg(
-            MESSAGE_MAX, space, socket.MSG_CMSG_CLOEXEC
-        )
+        data, ancillary, flags, _ = connection.recvmsg(MESSAGE_MAX, space, socket.MSG_CMSG_CLOEXEC)
     except ConnectionError as error:
         raise ControlClosed("the control socket is closed") from error
     descriptors = array.array("i")

@@ -126,8 +126,6 @@ WAITER: Final = record(
     Field("state", "<i8"),
     Field("waits", "<i8"),
     Field("sleeps", "<i8"),  # waits that reached the kernel and were queued there
-    Field("spurious", "<i8"),
-    Field("reasons", "<i8"),
     size=64,
 )
 # The producer's side of a doorbell.

@@ -34,9 +34,7 @@ class TopCommand:
                     observer.order("stat")  # Tells us when the engine is gone.
                     now = time.monotonic()
                     after = [accounts.snapshot() for accounts in mapped]
-                    view = [
-                        rates(b, a, now - started) for b, a in zip(before, after, strict=True)
-                    ]
+                    view = [rates(b, a, now - started) for b, a in zip(before, after, strict=True)]
                     before, started = after, now
                     shown += 1
                     _show(display, view)
@@ -48,9 +46,7 @@ class TopCommand:
 
 def rates(before: dict[str, Any], after: dict[str, Any], seconds: float) -> dict[str, Any]:
     """What happened between two snapshots, per second; shares of time in percent."""
-    spent = {
-        key: after[f"{key}_us"] - before[f"{key}_us"] for key in ("useful", "empty", "asleep")
-    }
+    spent = {key: after[f"{key}_us"] - before[f"{key}_us"] for key in ("useful", "empty", "asleep")}
     return {
         "engine": after["engine"],
         "cpu": after["cpu"],

@@ -177,7 +177,13 @@ class ControlPort:
         return found
 
     def attach(
-        self, index: int, rings: np.typing.NDArray[Any], bell: int, client: int, pid: int, root: bool
+        self,
+        index: int,
+        rings: np.typing.NDArray[Any],
+        bell: int,
+        client: int,
+        pid: int,
+        root: bool,
     ) -> None:
         """Make row `index` a channel of `client` from a prepared ENGINE_CHANNEL."""
         self._call(

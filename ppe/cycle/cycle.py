@@ -147,8 +147,9 @@ def idle(engine: int, until_ns: int, inline: bool) -> int:
     """What to do after an empty pass, by the idle strategy."""
     mine = engine_at(engine)[0]
     if mine["idle"] == SLEEP and mine["now"] - mine["last_work"] > mine["sleep_after"]:
-        if mine["receive_head"] == mine["receive_tail"] and mine["transmit_head"] == (
-            mine["transmit_tail"]
+        if (
+            mine["receive_head"] == mine["receive_tail"]
+            and mine["transmit_head"] == (mine["transmit_tail"])
         ):
             return sleep(engine, until_ns, inline)
     elif mine["idle"] == YIELD:
@@ -163,7 +164,8 @@ def run(engine: int, consumer: int, wanted: int, until_ns: int) -> int:
     """Repeat the pass until the stop word is set, the time is over, or `wanted` events are there.
 
     `consumer` is the inline host's event ring, 0 for a daemon's thread, which then looks at nothing
-    but the stop word. A negative `until_ns` asks for one pass. Returns STOPPED, READY, TIME or INTERRUPTED (a Unix signal, inline only).
+    but the stop word. A negative `until_ns` asks for one pass. Returns STOPPED, READY, TIME or
+    INTERRUPTED (a Unix signal, inline only).
     """
     mine = engine_at(engine)[0]
     empty = 0

@@ -67,7 +67,7 @@ def set_state(engine: int, index: int, state: int) -> None:
 
 @nopython
 def new_endpoint(engine: int, channel: int, descriptor: int, state: int) -> int:
-    """Index of a new endpoint of the channel, or -1 when the table or the client's share is full."""
+    """Index of a new endpoint of the channel, or -1: the table or the client's share is full."""
     mine = engine_at(engine)[0]
     row = row_at(channel_row_of(engine, channel))[0]
     index = mine["free_endpoint"]

@@ -69,11 +69,11 @@ def _on_sigbus(number: int, info: int, context: int) -> None:
         guarded = _entry_of(index)
         address = load_acquire(guarded + _ADDRESS)
         size = load_relaxed(guarded + _SIZE)
-        if address != 0 and fault >= address and fault < address + size:
-            if libc.map_zeros(address, size, False) == address:
-                store_release(guarded + _FAULTED, 1)
-                fetch_add(FAULTS, 1)
-                return
+        is_inside = address != 0 and fault >= address and fault < address + size
+        if is_inside and libc.map_zeros(address, size, False) == address:
+            store_release(guarded + _FAULTED, 1)
+            fetch_add(FAULTS, 1)
+            return
     libc.default_signal(number)
 
 

@@ -204,7 +204,7 @@ def map_zeros(address: int, size: int, exclusive: bool) -> int:
     """Map anonymous zero pages at a fixed address, replacing what is there unless `exclusive`."""
     placement = MAP_FIXED_NOREPLACE if exclusive else MAP_FIXED
     got = _mmap(address, size, PROT_READ_WRITE, placement | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    return -last_errno() if got == -1 else got  # type: ignore[no-any-return]
+    return -last_errno() if got == -1 else got
 
 
 @nopython

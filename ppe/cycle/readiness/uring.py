@@ -20,6 +20,7 @@ from ppe.cycle.readiness.events import TAG_IGNORED, tag_kind
 from shm.atomics import load_acquire_32
 from shm.jit import entry, nopython
 from shm.layout import Field, record
+from shm.libc import syscall
 from shm.memory import (
     load_32,
     load_64,
@@ -28,7 +29,6 @@ from shm.memory import (
     store_64,
     zero_bytes,
 )
-from shm.libc import syscall
 from shm.view import address_of, opener
 
 URING: Final = record(
@@ -205,9 +205,7 @@ def enter(poller: int, wait_for: int, timeout_ns: int) -> int:
         store_64(argument + 16, argument + 24)
         store_64(argument + 24, timeout_ns // 1_000_000_000)
         store_64(argument + 32, timeout_ns % 1_000_000_000)
-    done = libc.io_uring_enter(
-        mine["descriptor"], mine["pending"], wait_for, flags, argument, size
-    )
+    done = libc.io_uring_enter(mine["descriptor"], mine["pending"], wait_for, flags, argument, size)
     if done > 0:
         mine["pending"] -= min(done, mine["pending"])
     return done

@@ -70,7 +70,6 @@ from shm.operations import (
     ACCEPT,
     CANCEL,
     CANCELLED,
-    CLOSE,
     CONNECT,
     END_OF_STREAM,
     EVENT_DISCONNECTED,
@@ -119,9 +118,9 @@ def on_work(engine: int, channel: int, wqe: int, slots: int) -> int:
     opcode = wqe_at(wqe)[0]["opcode"]
     if opcode == NOP:
         return _complete_now(engine, channel, wqe, 0)
-    if opcode == SEND or opcode == RECEIVE:
+    if opcode in (SEND, RECEIVE):
         return _transfer(engine, channel, wqe)
-    if opcode == CONNECT or opcode == LISTEN:
+    if opcode in (CONNECT, LISTEN):
         if slots != 2:
             return refuse(engine, channel, wqe, EINVAL)
         if opcode == CONNECT:
@@ -313,18 +312,25 @@ def _accept(engine: int, channel: int, wqe: int, index: int) -> int:
 
 @nopython
 def _cancel(engine: int, channel: int, wqe: int, index: int) -> int:
-    endpoint = endpoint_at(endpoint_of(engine, index))[0]
     target = wqe_at(wqe)[0]["arg0"]
     status = _cancel_receive(engine, index, target)
     if status == ENOENT:
         status = _cancel_send(engine, index, target)
-    if status == ENOENT and endpoint["connecting"] != NONE:
-        if operation_at(operation_of(engine, endpoint["connecting"]))[0]["user_data"] == target:
-            _connected(engine, index, CANCELLED)
-            status = 0
+    if status == ENOENT and _is_connecting(engine, index, target):
+        _connected(engine, index, CANCELLED)
+        status = 0
     if status == 0:
         count(engine_at(engine)[0]["counters"], _CANCELLED, 1)
     return _complete_now(engine, channel, wqe, status)
+
+
+@nopython
+def _is_connecting(engine: int, index: int, target: int) -> bool:
+    """Whether the endpoint's connect is the operation with this user_data."""
+    operation = endpoint_at(endpoint_of(engine, index))[0]["connecting"]
+    if operation == NONE:
+        return False
+    return bool(operation_at(operation_of(engine, operation))[0]["user_data"] == target)
 
 
 @nopython

@@ -1,4 +1,4 @@
-"""Announce the pass's completions: at most one wake-up per channel, after everything is published."""
+"""Announce the pass's completions: at most one wake-up per channel, after all are published."""
 
 from ppe.cycle.accounts import CHANNEL_STATS, INDEX
 from ppe.cycle.operations import channel_row_of

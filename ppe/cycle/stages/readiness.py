@@ -13,7 +13,7 @@ from ppe.cycle.readiness.events import (
     tag_index,
     tag_kind,
 )
-from ppe.cycle.records import FREE, engine_at, endpoint_at, row_at
+from ppe.cycle.records import FREE, endpoint_at, engine_at, row_at
 from ppe.cycle.services import stream
 from ppe.cycle.stages.channels import on_doorbell
 from ppe.cycle.transport import tcp

@@ -227,6 +227,21 @@ def test_the_window_is_the_targets_and_never_goes_back():
     assert end.read(512) is not None
 
 
+def test_an_old_pdu_does_not_close_an_open_window():
+    end = Scripted(window_size=3)
+    end.give(Opcode.NOP_IN, exp_cmd_sn=95, max_cmd_sn=99)
+    assert [end.read(512) is not None for _ in range(4)] == [True, True, True, False]
+
+
+def test_taking_more_than_there_is_to_send_takes_what_there_is():
+    end = Scripted()
+    end.read(512)
+    address = end.connection.address
+    length = doors.tx_next(address)
+    doors.tx_take(address, length + 1000)
+    assert doors.tx_next(address) == 0
+
+
 def test_the_window_opens_across_the_wrap():
     end = Scripted(cmd_sn=0xFFFFFFFF, window_size=1)
     end.read(0)

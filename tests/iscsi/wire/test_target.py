@@ -10,7 +10,7 @@ from iscsi.wire.lun import LUN, LUN_SIZE, Unit, write_lun
 from iscsi.wire.port import PortLimits
 from iscsi.wire.sense import Asc, ScsiStatus, SenseKey, decode_sense, encode_sense, split_sense
 from iscsi.wire.target import TargetConnection
-from iscsi.wire.target_task import TargetLimits, target_at
+from iscsi.wire.target_task import TargetLimits, target_at, task_of
 from shm.memory import store_64
 from tests.iscsi.wire.full_feature import (
     BLOCK,
@@ -382,6 +382,21 @@ def test_a_command_aborted_before_the_cold_code_took_it_never_reaches_it():
     assert kept in {cold.itt for cold in colds}
     assert len(colds) == 2
     assert end.connection.abort_lun() == 2
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
+def test_tags_that_share_a_bucket_are_told_apart_in_any_order(order):
+    end = Scripted()
+    mine = target_at(end.connection.address)[0]
+    mine["bucket_mask"] = 0  # every tag in one chain
+    tags = [
+        end.command(scsi.inquiry(), read=1, expected_data_transfer_length=255) for _ in range(3)
+    ]
+    for position, index in enumerate(order):
+        assert end.connection.abort_task(tags[index])
+        left = [tags[other] for other in order[position + 1 :]]
+        assert [task_of(end.connection.address, tag) != 0 for tag in left] == [True] * len(left)
+        assert task_of(end.connection.address, tags[index]) == 0
 
 
 def test_data_for_an_aborted_write_is_thrown_away():
