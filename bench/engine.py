@@ -14,7 +14,7 @@ from typing import Final
 
 from bench.harness import Measurement, Result, Run
 from bench.plan import Goal, Plan
-from bench.private_engine import CAPACITY, CLIENT, HostEnd, PrivateEngine
+from bench.private_engine import CLIENT, HostEnd, PrivateEngine
 from host.channel import Channel
 from host.memory import Arenas
 from ppe.cycle.tables import Settings
@@ -24,7 +24,8 @@ CLIENTS: Final = 256
 CONNECTIONS: Final = 1024
 # Both ends of every connection live in this process, and the interpreter wants some too.
 DESCRIPTORS_SPARE: Final = 256
-BATCH: Final = CAPACITY // 4
+CAPACITY: Final = 2048  # of the channel that all connections share: a receive is posted on each
+BATCH: Final = 64
 NEVER_PARK_US: Final = 1 << 40
 CONNECT_TIMEOUT_S: Final = 30
 GOALS: Final = (
@@ -126,9 +127,9 @@ def with_connections(core: int, count: int) -> Setting:
         f"core {core}, spinning",
     )
     with made.engine.running():
-        host = HostEnd(Arenas(made.engine.register))
+        host = HostEnd(Arenas(made.engine.register), CAPACITY)
         made.hosts.append(host)
-        made.engine.attach(host.segment, host.bell, CLIENT)
+        made.engine.attach(host.segment, host.bell, CLIENT, CAPACITY)
         with socket.create_server(("127.0.0.1", 0), backlog=CONNECTIONS) as server:
             server.settimeout(CONNECT_TIMEOUT_S)
             while len(made.sockets) < count:
@@ -145,11 +146,8 @@ def _connect(
     for _ in range(count):
         _must(channel.post_connect(server.getsockname()[:2], timeout_s=CONNECT_TIMEOUT_S))
         accepted.append(server.accept()[0])
-    for done in _reap(channel, count):
-        # A receive that never completes takes an event slot for good, so each engine's one channel
-        # would be full after a few hundred: the rest stay without, which costs a pass the same.
-        if channel.outstanding < channel.limit - 2 * BATCH:
-            channel.post_recv(done, host.arenas.alloc(64))
+    for endpoint in _reap(channel, count):
+        _must(channel.post_recv(endpoint, host.arenas.alloc(64)))
 
 
 def _reap(channel: Channel, count: int) -> list[int]:

@@ -1,4 +1,7 @@
-"""The hot loops on the host's side of an engine: nops there and back, one by one or N at a sleep."""
+"""The hot loops on the host's side of an engine: nops there and back, singly or N at a sleep.
+
+They use the client library's calls for compiled workers and nothing beneath them.
+"""
 
 from bench.workers import GONE, LOOK_EVERY, SPINS_MAX, WRONG
 from host.native import consume_completion, flush, next_completion, post_nop, wait_n

@@ -10,15 +10,13 @@ from numba import types
 from shm.jit import nopython
 from shm.libc import external
 
-_pread: Any = external(
-    "pread", types.int64, types.int32, types.intp, types.int64, types.int64
-)
+_pread: Any = external("pread", types.int64, types.int32, types.intp, types.int64, types.int64)
 _sched_yield: Any = external("sched_yield", types.int32)
 
 
 @nopython
 def read_at_start(descriptor: int, out: int, size: int) -> int:
-    """Read up to `size` bytes from a file's beginning into `out`. Return how many, -1 if it failed."""
+    """Read up to `size` bytes from a file's beginning into `out`. How many, or -1."""
     return _pread(descriptor, out, size, 0)  # type: ignore[no-any-return]
 
 

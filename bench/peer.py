@@ -1,7 +1,7 @@
 """The other process of a benchmark: does one thing at a time as told, and sleeps in between.
 
-Orders come as JSON lines on stdin, answers go as JSON lines to stdout; the shared memory is named by
-descriptors it inherited. It ends when stdin does.
+Orders come as JSON lines on stdin, answers go as JSON lines to stdout; shared memory is named by
+the descriptors it inherited. The one rule: it ends when stdin does.
 """
 
 import json

@@ -9,8 +9,7 @@ from typing import Any, Final
 
 from bench.harness import REPEATS_USUAL, Result
 from ppe import output
-from shm.atomics import cycles
-from shm.clock import cycles_per_ns, read_cycles
+from shm.clock import cycles_per_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +73,7 @@ class Plan:
 
     def clock(self) -> dict[str, Any]:
         """What a result file says about the clock that took the times."""
-        rate = cycles_per_ns()
-        first = read_cycles()
-        last = first
-        for _ in range(100):
-            last = read_cycles()
-        return {"source": cycles.__name__, "ns_per_tick": 1 / rate, "python_read_ns": (last - first) / rate / 100}
+        return {"source": "time-stamp counter", "ns_per_tick": 1 / cycles_per_ns()}
 
     def say(self, text: str) -> None:
         """Tell on stderr what is measured now."""
@@ -92,7 +86,9 @@ def show(result: Result, goals: tuple[Goal, ...], method: tuple[str, ...]) -> No
     from bench import machine
 
     output.write(f"{result.benchmark}: {machine.summary(result.machine)}")
-    output.write(f"cores {', '.join(map(str, result.cores))}; repeats interleaved with the reference")
+    output.write(
+        f"cores {', '.join(map(str, result.cores))}; repeats interleaved with the reference"
+    )
     output.write()
     for line in output.columns(_run_rows(result)):
         output.write(line.rstrip())
@@ -108,7 +104,9 @@ def show(result: Result, goals: tuple[Goal, ...], method: tuple[str, ...]) -> No
 
 def _run_rows(result: Result) -> list[tuple[str, ...]]:
     """One row per thing and placement: how often it ran, its medians' range, its percentiles."""
-    rows = [("measured", "placement", "runs", "median", "lowest", "highest", "p99", "unit")]
+    rows: list[tuple[str, ...]] = [
+        ("measured", "placement", "runs", "median", "lowest", "highest", "p99", "unit")
+    ]
     kinds = dict.fromkeys((run.name, run.placement, run.unit) for run in result.runs)
     for name, placement, unit in kinds:
         runs = [r for r in result.runs if (r.name, r.placement, r.unit) == (name, placement, unit)]
@@ -123,7 +121,7 @@ def _run_rows(result: Result) -> list[tuple[str, ...]]:
 
 
 def _ratio_rows(result: Result, goals: tuple[Goal, ...]) -> list[tuple[str, ...]]:
-    rows = [("ratio", "median", "quartiles", "goal", "", "what it says")]
+    rows: list[tuple[str, ...]] = [("ratio", "median", "quartiles", "goal", "", "what it says")]
     by_name = {goal.name: goal for goal in goals}
     for ratio in result.ratios:
         goal = by_name.get(ratio.name)

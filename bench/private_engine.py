@@ -91,10 +91,12 @@ class PrivateEngine:
         finally:
             self.stop()
 
-    def attach(self, segment: Segment, bell: int, client: int = CLIENT) -> int:
+    def attach(
+        self, segment: Segment, bell: int, client: int = CLIENT, capacity: int = CAPACITY
+    ) -> int:
         """Make a prepared channel segment a channel of this engine, which must be running."""
         rings = np.zeros(1, ENGINE_CHANNEL)
-        bind_engine(address_of(rings), segment.address, CAPACITY, CAPACITY, -1)
+        bind_engine(address_of(rings), segment.address, capacity, capacity, -1)
         number = len(self._kept) + 1
         self.port.attach(number, rings, bell, client, os.getpid(), True)
         self._kept.append(rings)
@@ -135,12 +137,12 @@ class PrivateEngine:
 class HostEnd:
     """The host's end of one channel: its segment, its bell, and the channel a client would have."""
 
-    def __init__(self, arenas: Arenas | None = None) -> None:
-        self.segment = create(channel_size(CAPACITY, CAPACITY), KIND_CHANNEL, header=True)
-        initialise(self.segment.address, CAPACITY, CAPACITY)
+    def __init__(self, arenas: Arenas | None = None, capacity: int = CAPACITY) -> None:
+        self.segment = create(channel_size(capacity, capacity), KIND_CHANNEL, header=True)
+        initialise(self.segment.address, capacity, capacity)
         publish(self.segment)
         self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        shared = (CAPACITY, CAPACITY)
+        shared = (capacity, capacity)
         self.arenas = arenas or Arenas(_no_memory)
         self.channel = Channel(self, self.arenas, self.segment.array, shared, self.bell, -1)
 

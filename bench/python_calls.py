@@ -5,8 +5,12 @@ it back and check the order. The one rule: neither side does anything the other 
 """
 
 import ctypes
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 from bench.reference_build import ReferenceMissing
@@ -14,6 +18,7 @@ from bench.ring_pair import CAPACITY, CONSUMER_AT, IN, OUT, PAIR, PRODUCER_AT, S
 from shm.jit import entry
 from shm.records import SLOT_SIZE
 from shm.ring import poll, post_burst
+from shm.segment import DIRECTORY
 from shm.view import window
 
 STOP: Final = -1
@@ -24,7 +29,6 @@ LOOK_EVERY: Final = 512  # entries between looks at the clock
 LOOK_MASK: Final = 0xFFFF  # of empty polls, likewise
 READY_TIMEOUT_S: Final = 20
 SILENCE_TIMEOUT_S: Final = 20
-SERVICE: Final = "ppe-bench/python"
 WORDS: Final = SLOT_SIZE // 8
 
 Options = dict[str, Any]
@@ -82,7 +86,7 @@ def _end(meter: Meter, count: int, number: int) -> Outcome:
 
 
 def _words(side: Side, place: int, count: int) -> memoryview:
-    return memoryview(window(side.address + place, count * WORDS, "<i8"))
+    return window(side.address + place, count * WORDS, "<i8").data
 
 
 def receive_from_ring(side: Side, batch: int) -> Outcome:
@@ -139,22 +143,43 @@ def import_iceoryx2() -> Any:
     return iceoryx2
 
 
-def _service(iox: Any) -> tuple[Any, Any]:
-    node = iox.NodeBuilder.new().create(iox.ServiceType.Ipc)
+@cache
+def open_service(name: str) -> tuple[Any, Any, Any]:
+    """The binding, this process's node, and the service `name`, kept open from the first call on.
+
+    The sender opens it before the receiver is told to: two that create it at once may miss each
+    other. Raises ReferenceMissing.
+    """
+    iox = import_iceoryx2()
+    config = iox.config.default()
+    where = config.global_cfg
+    where.prefix, where.root_path = iox.FileName.new(name), iox.Path.new(str(_folder(name)))
+    node = iox.NodeBuilder.new().config(config).create(iox.ServiceType.Ipc)
     service = (
-        node.service_builder(iox.ServiceName.new(SERVICE))
+        node.service_builder(iox.ServiceName.new(name))
         .publish_subscribe(Payload)
         .enable_safe_overflow(False)
         .subscriber_max_buffer_size(CAPACITY)
         .open_or_create()
     )
-    return node, service
+    return iox, node, service
 
 
-def receive_from_iceoryx2(side: Side) -> Outcome:
+def _folder(name: str) -> Path:
+    return Path(tempfile.gettempdir()) / name
+
+
+def sweep_iceoryx2(name: str) -> None:
+    """Remove what the binding leaves behind of service `name`; both processes are done with it."""
+    open_service.cache_clear()
+    shutil.rmtree(_folder(name), ignore_errors=True)
+    for path in DIRECTORY.glob(f"{name}*"):
+        path.unlink(missing_ok=True)
+
+
+def receive_from_iceoryx2(side: Side, service: str) -> Outcome:
     """Take samples off the subscriber's queue until STOP."""
-    _node, service = _service(import_iceoryx2())
-    subscriber = service.subscriber_builder().create()
+    subscriber = open_service(service)[2].subscriber_builder().create()
     meter = Meter()
     _say(side, READY)
     count, empty, cold = 0, 0, True
@@ -178,12 +203,11 @@ def receive_from_iceoryx2(side: Side) -> Outcome:
             cold = False
 
 
-def send_to_iceoryx2(side: Side, way: str, seconds: float) -> None:
+def send_to_iceoryx2(side: Side, service: str, way: str, seconds: float) -> None:
     """Publish numbered samples for so long, then STOP; `way` is which call of the binding."""
-    iox = import_iceoryx2()
-    _node, service = _service(iox)
+    iox, _node, opened = open_service(service)
     publisher = (
-        service.publisher_builder()
+        opened.publisher_builder()
         .backpressure_strategy(iox.BackpressureStrategy.RetryUntilDelivered)
         .create()
     )
@@ -192,8 +216,7 @@ def send_to_iceoryx2(side: Side, way: str, seconds: float) -> None:
     _await(side, READY)
     publisher.update_connections()
     # Until the receiver has opened its end, a sample that finds no room is dropped, not retried.
-    hand_over()
-    _await(side, CONNECTED)
+    _await(side, CONNECTED, hand_over)
     number, end_ns = 0, time.perf_counter_ns() + int(seconds * 1e9)
     while time.perf_counter_ns() < end_ns:
         for _ in range(LOOK_EVERY):
@@ -229,10 +252,11 @@ def _say(side: Side, state: int) -> None:
     window(side.segment.address, 1, PAIR)[0]["armed"] = state
 
 
-def _await(side: Side, state: int) -> None:
+def _await(side: Side, state: int, nudge: Callable[[], None] = lambda: None) -> None:
     shared = window(side.segment.address, 1, PAIR)
     deadline = time.monotonic() + READY_TIMEOUT_S
     while int(shared[0]["armed"]) != state:
         if time.monotonic() > deadline:
             raise TimeoutError(f"the receiver did not say {state}")
+        nudge()
         time.sleep(0.001)

@@ -4,6 +4,7 @@ Each figure is the median of ratios of neighbours in time. The one rule: both si
 per entry, with the same clock reads, on the same two cores.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,7 +17,13 @@ from bench.harness import Measurement, Ratio, Result, Run, best_layout
 from bench.peers import Peer, peer
 from bench.plan import Goal, Plan
 from bench.private_engine import HostEnd
-from bench.python_calls import WAYS, import_iceoryx2, send_to_iceoryx2, send_to_ring
+from bench.python_calls import (
+    WAYS,
+    open_service,
+    send_to_iceoryx2,
+    send_to_ring,
+    sweep_iceoryx2,
+)
 from bench.reference_build import ReferenceMissing
 from bench.ring_pair import Side, make_pair
 from bench.workers import ask, consume
@@ -37,10 +44,10 @@ GOALS: Final = (
 METHOD: Final = (
     f"round trips are timed {GROUP} at a time with one read of the time-stamp counter, on both "
     "sides alike; warm-up discarded; full round trips, not halves",
-    "ring and references: two processes (the C++ queue: two threads), one pinned to each core, both "
-    "polling without pause; engine: its thread pinned and spinning, the host polling",
-    f"throughput: 64-byte slots, of which 56 are payload, in bursts of {BURST}; batches of the same "
-    "bytes for memcpy; the best of several buffer counts counts for memcpy",
+    "ring and references: two processes (the C++ queue: two threads), one pinned to each core, "
+    "both polling without pause; engine: its thread pinned and spinning, the host polling",
+    f"throughput: 64-byte slots, of which 56 are payload, in bursts of {BURST}; batches of the "
+    "same bytes for memcpy; the best of several buffer counts counts for memcpy",
     "Python: two interpreted processes, one way, the entry's number written to and read from its "
     "56-byte payload, order checked; iceoryx2's fastest call and placement count",
 )
@@ -142,13 +149,15 @@ class Bench:
         )
 
     def python_iceoryx2(self, way: str, cores: tuple[int, int]) -> Measurement:
-        """The same through iceoryx2."""
+        """The same through iceoryx2. Raises ReferenceMissing."""
+        service = service_name()
+        open_service(service)
         self._fresh()
         return self._python(
             f"python iceoryx2, {way}",
             cores,
-            {"kind": "iceoryx2"},
-            lambda: send_to_iceoryx2(self.side, way, self.plan.python_seconds),
+            {"kind": "iceoryx2", "service": service},
+            lambda: send_to_iceoryx2(self.side, service, way, self.plan.python_seconds),
         )
 
     def _python(
@@ -184,7 +193,13 @@ def measure(plan: Plan) -> Result:
     finally:
         host.close()
         side.close()
+        sweep_iceoryx2(service_name())
     return result
+
+
+def service_name() -> str:
+    """What our iceoryx2 service and all its files are called."""
+    return f"bench-{os.getpid()}-"
 
 
 def _measure_all(result: Result, bench: Bench) -> None:
@@ -288,11 +303,7 @@ def _memcpy(bench: Bench, buffers: int) -> Run:
 
 
 def _iceoryx2(bench: Bench, way: str, cores: tuple[int, int]) -> Run:
-    def run() -> Measurement:
-        import_iceoryx2()
-        return bench.python_iceoryx2(way, cores)
-
-    return run
+    return lambda: bench.python_iceoryx2(way, cores)
 
 
 def _deadline() -> int:

@@ -1,7 +1,7 @@
 """`ppe bench wait`: what a wake-up through `wait_n` costs, and how few of them it takes.
 
-The one rule: only waits that slept are timed, and every layout in which the raw futex is measured is
-one in which ours is measured too.
+The one rule: only waits that slept are timed, and ours is measured in every layout in which the raw
+futex is.
 """
 
 from dataclasses import dataclass

@@ -46,7 +46,7 @@ def sleep_rounds(side: int, rounds: int, n: int, deadline_ns: int) -> int:
 
 @nopython
 def is_asleep(stat: int, line: int) -> bool:
-    """Whether the thread of the open /proc stat file sleeps; the state follows its bracketed name."""
+    """Whether the thread of the open /proc stat file sleeps; its state follows the (name)."""
     length = read_at_start(stat, line, STAT_SIZE)
     place = length - 1
     while place > 0 and load_8(line + place) != CLOSING_BRACKET:

@@ -27,6 +27,7 @@ _EXPORTS = {
     "EngineForbidden": "host.errors",
     "WrongThread": "host.errors",
     "NothingOutstanding": "host.errors",
+    "TimedOut": "host.errors",
     "EndOfStream": "host.errors",
     "Cancelled": "host.errors",
 }

@@ -5,6 +5,7 @@ nothing is dropped. Waiting never consumes: `poll` does. Ctrl-C works inside eve
 compiled wait returns on signals and ten times a second.
 """
 
+import errno
 import os
 import socket
 import threading
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host import doors
-from host.errors import EngineDied, NothingOutstanding, WrongThread, error_of
+from host.errors import EngineDied, NothingOutstanding, TimedOut, WrongThread, error_of
 from host.memory import Buffer
 from host.records import CONTEXT
 from shm.channel import (
@@ -33,6 +34,7 @@ from shm.libc import monotonic_ns
 from shm.operations import (
     ACCEPT,
     CANCEL,
+    CANCELLED,
     CLOSE,
     CONNECT,
     FLUSHED,
@@ -54,6 +56,7 @@ from shm.wait import DEADLINE, PEER, REASON_NAMES, SIGNAL, TICK
 
 TICK_NS: Final = 100_000_000
 POLL_MAX: Final = 256
+LENGTH_MAX: Final = 0xFFFF_FFFF  # of one send or receive: what a WQE can say
 # user_data of the calls that wait for their own completion; applications use 0..2**62.
 _OWN: Final = 1 << 62
 
@@ -190,6 +193,21 @@ class Channel:
         return int(self._context[0]["run"]) != 0
 
     @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
+    def engine_address(self) -> int:
+        """Of the engine's record, for an inline channel; 0 for others."""
+        return int(self._context[0]["engine"])
+
+    @property
+    def position(self) -> int:
+        """How many entries were taken from the event ring."""
+        return int(self._state[0]["consumer"]["position"])
+
+    @property
     def watch_descriptor(self) -> int:
         """What an event loop watches: readable when an armed wait is over or work has come."""
         return self._poller_descriptor if self.is_inline else self.wake_descriptor
@@ -247,6 +265,29 @@ class Channel:
             raise ValueError("that memory is not shared with the engine: use a buffer from alloc()")
         return posted > 0
 
+    def _post_transfer(
+        self,
+        opcode: int,
+        flags: int,
+        endpoint: int,
+        data: Buffer | NDArray[Any],
+        user_data: int,
+    ) -> bool:
+        self._ready_to_post()
+        array = data.lend() if isinstance(data, Buffer) else data
+        size = array.nbytes
+        if not 0 < size <= LENGTH_MAX or not array.flags.c_contiguous:
+            raise ValueError(
+                f"a transfer is of 1 to {LENGTH_MAX} bytes of contiguous memory, not {size} bytes"
+                + ("" if array.flags.c_contiguous else " with gaps")
+            )
+        context = address_of(self._context)
+        return self._answer(
+            doors.post_transfer(
+                context, opcode, flags, endpoint, user_data, address_of(array), size
+            )
+        )
+
     def _ready_to_post(self) -> None:
         self._check()
         if not self.is_running:
@@ -266,20 +307,8 @@ class Channel:
         The memory is the engine's until the completion. `more`: another send follows at once.
         An unsignalled send completes silently with the channel's next completion, errors aside.
         """
-        self._ready_to_post()
-        array = data.array if isinstance(data, Buffer) else data
         flags = (MORE if more else 0) | (0 if signalled else UNSIGNALLED)
-        return self._answer(
-            doors.post_transfer(
-                address_of(self._context),
-                SEND,
-                flags,
-                endpoint,
-                user_data,
-                address_of(array),
-                array.nbytes,
-            )
-        )
+        return self._post_transfer(SEND, flags, endpoint, data, user_data)
 
     def post_recv(
         self,
@@ -294,19 +323,8 @@ class Channel:
         False, changing nothing, when there is no room. At the end of the stream an exact receive
         completes with END_OF_STREAM and what it had, another with length 0.
         """
-        self._ready_to_post()
-        array = into.array if isinstance(into, Buffer) else into
-        return self._answer(
-            doors.post_transfer(
-                address_of(self._context),
-                RECEIVE,
-                RECEIVE_EXACT if exact else 0,
-                endpoint,
-                user_data,
-                address_of(array),
-                array.nbytes,
-            )
-        )
+        flags = RECEIVE_EXACT if exact else 0
+        return self._post_transfer(RECEIVE, flags, endpoint, into, user_data)
 
     def _post_plain(self, opcode: int, endpoint: int, user_data: int, arg0: int = 0) -> bool:
         self._ready_to_post()
@@ -382,7 +400,17 @@ class Channel:
     def poll_array(self, limit: int = POLL_MAX) -> NDArray[Any]:
         """Like `poll`, as a CQE array that the next call overwrites: for many completions."""
         self._check()
-        count = doors.poll(address_of(self._context), address_of(self._out), min(limit, POLL_MAX))
+        limit = min(limit, POLL_MAX)
+        count = 0
+        if not self._backlog:
+            count = doors.poll(address_of(self._context), address_of(self._out), limit)
+            if count == 0 and not self.is_running and not self._flushed:
+                self._queue_flushed()
+        while self._backlog and count < limit:
+            row, completion = self._out[count], self._backlog.popleft()
+            for name, value in completion._asdict().items():
+                row[name] = value
+            count += 1
         return self._out[:count]
 
     def _fetch(self, limit: int) -> list[Completion]:
@@ -421,6 +449,8 @@ class Channel:
         n -= len(self._backlog)
         if int(self._state[0]["signalled"]) == 0 and timeout_s is None:
             ready = doors.ready_count(context, n) + len(self._backlog)
+            if ready == 0 and not self.is_running:
+                raise EngineDied("the engine of this channel is gone: connect again")
             if ready == 0:
                 raise NothingOutstanding(
                     "wait_n would sleep for ever: nothing is outstanding on this channel; "
@@ -459,26 +489,20 @@ class Channel:
     def complete(self, user_data: int, timeout_s: float | None = None) -> Completion:
         """Wait for the completion with this user_data; keep all others for `poll`.
 
-        Raises TimeoutError.
+        Raises TimeoutError, NothingOutstanding when it cannot come.
         """
+        self._check()
         deadline = None if timeout_s is None else monotonic_ns() + int(timeout_s * 1e9)
-        kept: list[Completion] = []
-        try:
-            while True:
-                for completion in self.poll():
-                    if completion.user_data == user_data and not completion.unsolicited:
-                        found = completion
-                        break
-                    kept.append(completion)
-                else:
-                    left = None if deadline is None else (deadline - monotonic_ns()) / 1e9
-                    if left is not None and left <= 0:
-                        raise TimeoutError(f"no completion within {timeout_s} s")
-                    self.wait_n(1, timeout_s=left)
-                    continue
+        while True:
+            found = self.pick(user_data)
+            if found is not None:
                 return found
-        finally:
-            self._backlog.extendleft(reversed(kept))
+            if self.outstanding == 0:
+                raise NothingOutstanding(f"no operation with user_data {user_data} is outstanding")
+            left = None if deadline is None else (deadline - monotonic_ns()) / 1e9
+            if left is not None and left <= 0:
+                raise TimeoutError(f"no completion within {timeout_s} s")
+            self.wait_n(len(self._backlog) + 1, timeout_s=left)
 
     def _posted(self, posted: bool) -> None:
         if not posted:
@@ -512,27 +536,23 @@ class Channel:
     def accept(
         self, listener: int, *, timeout_s: float | None = None
     ) -> tuple[int, tuple[str, int]]:
-        """Wait for a connection. Return its endpoint and its peer. Raises TimeoutError."""
+        """Wait for a connection. Return its endpoint and its peer. Raises TimedOut."""
         own = self._own()
         self._posted(self.post_accept(listener, own))
-        try:
-            done = self.complete(own, timeout_s).check()
-        except TimeoutError:
-            self._withdraw(listener, own)
-            raise
+        done = self._finish(listener, own, timeout_s).check()
         return done.endpoint, done.peer
 
     def send(
         self, endpoint: int, data: Buffer | NDArray[Any], timeout_s: float | None = None
     ) -> None:
-        """Send all of a shared array."""
+        """Send all of a shared array.
+
+        Raises TimedOut; if a part was sent already the endpoint is closed then, because the memory
+        must come back and the stream would have a hole.
+        """
         own = self._own()
         self._posted(self.post_send(endpoint, data, own))
-        try:
-            self.complete(own, timeout_s).check()
-        except TimeoutError:
-            self._withdraw(endpoint, own)
-            raise
+        self._finish(endpoint, own, timeout_s).check()
 
     def recv(
         self,
@@ -544,22 +564,36 @@ class Channel:
     ) -> int:
         """Receive into a shared array. Return the bytes, 0 at the end of the stream.
 
-        Raises EndOfStream when an exact receive cannot be filled, TimeoutError, OSError.
+        Raises EndOfStream when an exact receive cannot be filled, TimedOut (whose `length` bytes
+        are in the array), OSError.
         """
         own = self._own()
         self._posted(self.post_recv(endpoint, into, own, exact=exact))
+        return self._finish(endpoint, own, timeout_s).check().length
+
+    def _finish(self, endpoint: int, own: int, timeout_s: float | None) -> Completion:
+        """The completion of a call's own operation, which is taken back when time is over."""
         try:
-            return self.complete(own, timeout_s).check().length
+            return self.complete(own, timeout_s)
         except TimeoutError:
+            done = self._withdraw(endpoint, own)
+            if done.status == CANCELLED:
+                what = OPCODE_NAMES.get(done.opcode, "")
+                raise TimedOut(f"{what}: not done within {timeout_s} s", done.length) from None
+            return done  # It was done after all while it was being taken back.
+        except KeyboardInterrupt:
             self._withdraw(endpoint, own)
             raise
 
-    def _withdraw(self, endpoint: int, target: int) -> None:
-        """Take an operation back that was waited for too long, and swallow both completions."""
+    def _withdraw(self, endpoint: int, target: int) -> Completion:
+        """Take an operation back, so that its memory is the caller's again; how it ended."""
         own = self._own()
-        if self.post_cancel(endpoint, target, own):
-            self.complete(own)
-            self.complete(target)
+        while not self.post_cancel(endpoint, target, own):
+            self.progress()
+            self.wait_n(len(self._backlog) + 1, timeout_s=0.01)
+        if self.complete(own).status == -errno.EALREADY:
+            self.close_endpoint(endpoint)
+        return self.complete(target)
 
     def close_endpoint(self, endpoint: int) -> None:
         """End an endpoint and wait until the engine has let go of it."""
@@ -571,9 +605,9 @@ class Channel:
         """Close every endpoint of this channel and give its memory back. Idempotent."""
         if self._closed:
             return
+        self._owner.forget(self)
         self._arenas.on_change.remove(self._map)
         self._closed = True
-        self._owner.forget(self)
 
     def mark(self, state: int = STATE_CLOSING) -> None:
         """Set the channel's state and wake its waiter; any thread may call this."""

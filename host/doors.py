@@ -3,9 +3,10 @@
 from host import native
 from host.records import context_at
 from shm.atomics import fetch_add_32, store_release
+from shm.call import call_address
 from shm.channel import H_CONSUMER, H_WAITER, host_channel_at
 from shm.jit import entry
-from shm.libc import eventfd_signal, futex_wake
+from shm.libc import futex_wake, monotonic_ns, wake_signal
 from shm.memory import copy_bytes
 from shm.records import SLOT_SIZE, waiter_at
 from shm.wait import arm_eventfd, disarm
@@ -81,6 +82,15 @@ def ready_count(context: int, limit: int) -> int:
     return native.ready_count(context, limit)
 
 
+@entry("int64(intp, int64)")
+def run_inline(context: int, n: int) -> int:
+    """Let an inline engine work until it finds nothing more to do, or `n` completions are there."""
+    mine = context_at(context)[0]
+    return call_address(
+        mine["run"], mine["engine"], mine["channel"] + H_CONSUMER, n, monotonic_ns()
+    )
+
+
 @entry("boolean(intp, int64)")
 def arm_async(context: int, n: int) -> bool:
     """Ask for the channel's eventfd at `n` completions. False: they are there, or nobody comes."""
@@ -104,7 +114,7 @@ def mark_state(channel: int, state: int, descriptor: int) -> None:
     fetch_add_32(waiter["wake_seq"], 1)
     futex_wake(waiter["wake_seq"], 1)
     if descriptor >= 0:
-        eventfd_signal(descriptor)
+        wake_signal(descriptor)
 
 
 @entry("UniTuple(int64,2)(intp)")

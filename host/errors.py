@@ -41,6 +41,14 @@ class EndOfStream(HostError, EOFError):
     """The peer half-closed before everything that was asked for had come."""
 
 
+class TimedOut(HostError, TimeoutError):
+    """An operation was taken back after its timeout; `length` bytes of it had been moved."""
+
+    def __init__(self, message: str, length: int = 0) -> None:
+        super().__init__(message)
+        self.length = length
+
+
 class Cancelled(HostError):
     """The operation was cancelled, or its endpoint was closed."""
 

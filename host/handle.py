@@ -18,6 +18,7 @@ from host.errors import (
     EngineMismatch,
     EngineNotRunning,
     EngineRefused,
+    WrongThread,
 )
 from host.memory import ARENA_SIZE, Arenas, Buffer
 from shm import messages
@@ -35,7 +36,7 @@ def _dial(name: str) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             connection.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
             connection.close()
         except PermissionError as error:
             connection.close()
@@ -57,7 +58,9 @@ class EngineHandle:
     inline = False
 
     def __init__(self, name: str, arena_size: int = ARENA_SIZE) -> None:
+        self._pid = os.getpid()
         self._connection = _dial(name)
+        self._calls = 0
         self._lock = threading.Lock()
         self._channels: dict[Channel, tuple[int, Segment, int, int]] = {}
         self._dead = False
@@ -83,9 +86,13 @@ class EngineHandle:
     ) -> tuple[dict[str, Any], list[int]]:
         """One question and its answer. Raises by what the engine says."""
         with self._lock:
+            self._calls += 1
             try:
-                messages.send(self._connection, message, descriptors or [])
+                messages.send(self._connection, {**message, "id": self._calls}, descriptors or [])
                 answer, received = messages.receive(self._connection)
+                while answer.get("id") != self._calls:  # of a call that Ctrl-C ended
+                    messages.close_all(received)
+                    answer, received = messages.receive(self._connection)
             except messages.ControlClosed as error:
                 raise EngineDied("the engine closed the control socket: connect again") from error
         if "error" in answer:
@@ -106,11 +113,18 @@ class EngineHandle:
             channel.mark(STATE_DEAD)
 
     @property
+    def _is_inherited(self) -> bool:
+        """Whether this is a forked child's copy of its parent's handle."""
+        return os.getpid() != self._pid
+
+    @property
     def is_running(self) -> bool:
         """Whether the engine's control socket is open."""
         return not self._dead
 
     def _register(self, segment: Segment) -> int:
+        if self._is_inherited:
+            raise WrongThread("this engine handle is the parent's: connect again in the child")
         answer = self._call({"call": "register", "size": segment.size}, [segment.descriptor])
         return int(answer["region"])
 
@@ -123,6 +137,8 @@ class EngineHandle:
 
         Raises ValueError for capacities that cannot be, EngineRefused when the engine is full.
         """
+        if self._is_inherited:
+            raise WrongThread("this engine handle is the parent's: connect again in the child")
         size = channel_size(work, events)
         segment = create(size, KIND_CHANNEL, header=True)
         initialise(segment.address, work, events)
@@ -143,9 +159,10 @@ class EngineHandle:
     def forget(self, channel: Channel) -> None:
         """Detach a closed channel; the engine lets go of its endpoints before this returns."""
         number, segment, bell, wake = self._channels.pop(channel)
-        with contextlib.suppress(EngineDied, EngineRefused):
-            self._call({"call": "detach", "channel": number})
-        segment.close()
+        if not self._is_inherited:  # Else all of it is the parent's, and not even mapped here.
+            with contextlib.suppress(EngineDied, EngineRefused):
+                self._call({"call": "detach", "channel": number})
+            segment.close()
         os.close(bell)
         os.close(wake)
 
@@ -167,12 +184,14 @@ class EngineHandle:
         for channel in list(self._channels):
             channel.close()
         if self._connection.fileno() >= 0:
-            os.write(self._stop_write, b".")
-            self._watcher.join()
+            if not self._is_inherited:
+                os.write(self._stop_write, b".")
+                self._watcher.join()
             self._connection.close()
             os.close(self._stop_read)
             os.close(self._stop_write)
-            self._arenas.close()
+            if not self._is_inherited:
+                self._arenas.close()
 
     def __enter__(self) -> "EngineHandle":
         return self

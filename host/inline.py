@@ -42,7 +42,7 @@ class InlineHandle:
                 f"inline:?{query}: the options are idle={'|'.join(IDLE_NAMES)} and "
                 "readiness=auto|io_uring|epoll"
             )
-        self._thread = threading.get_ident()
+        self._thread, self._pid = threading.get_ident(), os.getpid()
         self._tables = EngineTables(
             LIMITS, Settings(idle=idle, readiness=readiness, park_after_us=NEVER_PARK_US)
         )
@@ -69,7 +69,7 @@ class InlineHandle:
         return self._tables
 
     def _check(self) -> None:
-        if threading.get_ident() != self._thread:
+        if threading.get_ident() != self._thread or os.getpid() != self._pid:
             raise WrongThread("an inline engine runs in the thread that made it: connect here")
 
     def _register(self, segment: Segment) -> int:
@@ -100,6 +100,9 @@ class InlineHandle:
 
     def forget(self, channel: Channel) -> None:
         """Detach a closed channel."""
+        if os.getpid() != self._pid:
+            self._channels.pop(channel)
+            return  # A forked child: sockets, rings and the poller are the parent's.
         self._check()
         number, segment, bell = self._channels.pop(channel)
         self._port.detach(number)
@@ -115,9 +118,13 @@ class InlineHandle:
         """Close every channel and the engine. Idempotent."""
         if self._closed:
             return
+        if os.getpid() == self._pid:
+            self._check()
         for channel in list(self._channels):
             channel.close()
         self._closed = True
+        if os.getpid() != self._pid:
+            return  # Closing the poller's copy would take the parent's sockets out of it.
         self._arenas.close()
         self._port.close()
         self._tables.close()

@@ -5,6 +5,7 @@ taking one is cheap and nothing is ever searched. A buffer is a NumPy array over
 no copy lies between it and the engine.
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -36,13 +37,22 @@ class Buffer:
     def __len__(self) -> int:
         return len(self.array)
 
+    def lend(self) -> NDArray[Any]:
+        """Its array, for a post. Raises ValueError once it was freed."""
+        if self._owner is None:
+            raise ValueError("this buffer was freed: it may be somebody else's now")
+        return self.array
+
     @property
     def view(self) -> memoryview:
         """The bytes as a writable memoryview."""
         return self.array.data
 
     def free(self) -> None:
-        """Give it back. Raises ValueError the second time. Nothing may be outstanding on it."""
+        """Give it back. Raises ValueError the second time. Nothing may be outstanding on it.
+
+        After its engine handle was closed there is nobody to give it back to, and nothing is done.
+        """
         if self._owner is None:
             raise ValueError("this buffer was freed already")
         owner, self._owner = self._owner, None
@@ -60,6 +70,7 @@ class Arenas:
     """All arenas of one engine handle, and the table by which compiled code names their memory."""
 
     def __init__(self, register: Register, arena_size: int = ARENA_SIZE) -> None:
+        self._lock = threading.Lock()  # Each thread has its channel, all have the same memory.
         self._register = register
         self._arena_size = arena_size
         self._segments: list[Segment] = []
@@ -77,17 +88,20 @@ class Arenas:
         if size <= 0:
             raise ValueError(f"a buffer of {size} bytes holds nothing")
         rounded = max(BUFFER_MIN, 1 << (size - 1).bit_length())
-        free = self._free.setdefault(rounded, [])
-        whole = free.pop() if free else self._carve(rounded)
+        with self._lock:
+            free = self._free.setdefault(rounded, [])
+            whole = free.pop() if free else self._carve(rounded)
         return Buffer(whole[:size], self)
 
     def take_back(self, buffer: Buffer) -> None:
         """Put a freed buffer's memory on the list of its size."""
         size = max(BUFFER_MIN, 1 << (len(buffer.array) - 1).bit_length())
         address = buffer.address
-        base = next(s for s in self._segments if 0 <= address - s.address < s.size)
-        start = address - base.address
-        self._free.setdefault(size, []).append(base.array[start : start + size])
+        with self._lock:
+            for base in self._segments:
+                start = address - base.address
+                if 0 <= start < base.size:
+                    self._free.setdefault(size, []).append(base.array[start : start + size])
 
     def _carve(self, size: int) -> NDArray[Any]:
         if size > self._arena_size:

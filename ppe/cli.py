@@ -27,11 +27,11 @@ COMMANDS: Final = {
     "top": ("ppe.commands.top:TopCommand", "watch an engine live"),
     "errors": ("ppe.commands.errors:ErrorsCommand", "list the distinct errors an engine has seen"),
     "doctor": ("ppe.commands.doctor:DoctorCommand", "find what on this machine slows an engine"),
-    "demo": ("ppe.commands.demo:DemoCommand", "move verified iSCSI data through an engine"),
     "version": ("ppe.commands.version:VersionCommand", "print the version"),
 }
 # Sub-commands that other packages bring along through entry points, and their help.
 PLUGIN_HELP: Final = {
+    "demo": "move verified iSCSI data through an engine",
     "iscsi": "list, inspect, read, write and measure iSCSI LUNs",
     "target": "serve iSCSI LUNs",
     "bench": "measure queues, waits, engines and iSCSI",

@@ -6,6 +6,7 @@ here, because whoever shares a descriptor's flags could make the engine block on
 """
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ppe.cycle.control_port import EngineSilent
 from ppe.cycle.guard import Guards
 from ppe.engine_thread import EngineThread
 from shm.channel import ENGINE_CHANNEL, bind_engine, channel_size
@@ -93,14 +95,16 @@ class Registry:
         return int(engine.tables.limits.channels) - 1 - len(self._rows[engine])
 
     def _map(self, client: Client, descriptor: int, size: int) -> Mapping:
+        """Map a client's segment under guard. The descriptor stays the caller's."""
         _check_memory(descriptor, size)
-        if client.memory + size > self._memory_limit:
+        if client.memory + round_up(size) > self._memory_limit:
             raise Refused(
                 f"a client may share {self._memory_limit >> 20} MiB and this one has "
                 f"{client.memory >> 20}: free some, or start the engine with "
                 "--limit-client-memory-bytes"
             )
         segment = map_descriptor(descriptor, round_up(size))
+        segment.descriptor = -1  # The mapping is enough, and descriptors are scarce.
         try:
             guard = self._guards.add(segment.address, segment.size, client.number)
         except OSError as error:
@@ -126,21 +130,42 @@ class Registry:
             raise Refused(str(error)) from error
         if not self._rows[client.engine]:
             raise Refused("every channel of this engine is in use: raise --limit-channels")
-        mapping = self._map(client, descriptors.pop(), size)
-        try:
-            check_header(mapping.segment, KIND_CHANNEL)
-        except OSError as error:
-            self._unmap(client, mapping)
-            raise Refused(str(error.strerror)) from error
-        bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.shutdown(socket.SHUT_RD)
-        rings = np.zeros(1, ENGINE_CHANNEL)
-        bind_engine(int(rings.ctypes.data), mapping.segment.address, work, events, ours.fileno())
-        row = self._rows[client.engine].pop()
-        client.engine.port.attach(row, rings, bell, client.number, client.pid, client.uid == 0)
+        with contextlib.ExitStack() as undo:
+            mapping = self._map(client, descriptors[0], size)
+            undo.callback(self._unmap, client, mapping)
+            try:
+                check_header(mapping.segment, KIND_CHANNEL)
+            except OSError as error:
+                raise Refused(str(error.strerror)) from error
+            bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            undo.callback(os.close, bell)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            undo.callback(ours.close)
+            undo.callback(theirs.close)
+            ours.shutdown(socket.SHUT_RD)
+            given = os.dup(bell)
+            undo.callback(os.close, given)
+            try:
+                row = self._attach_row(client, mapping, (work, events), bell, ours.fileno())
+            except EngineSilent:
+                undo.pop_all()  # It may still attach, and then it touches this memory.
+                raise
+            undo.pop_all()
         client.channels[row] = ChannelHold(mapping, bell, ours)
-        return row, [os.dup(bell), theirs.detach()]
+        return row, [given, theirs.detach()]
+
+    def _attach_row(
+        self, client: Client, mapping: Mapping, capacities: tuple[int, int], bell: int, wake: int
+    ) -> int:
+        rings = np.zeros(1, ENGINE_CHANNEL)
+        bind_engine(int(rings.ctypes.data), mapping.segment.address, *capacities, wake)
+        row = self._rows[client.engine].pop()
+        try:
+            client.engine.port.attach(row, rings, bell, client.number, client.pid, client.uid == 0)
+        except OSError:
+            self._rows[client.engine].append(row)
+            raise
+        return row
 
     def detach(self, client: Client, row: Any) -> None:
         """End a channel: its endpoints first, then its memory."""
@@ -157,7 +182,7 @@ class Registry:
         """Make a region of a segment. Returns its id."""
         if len(descriptors) != 1 or not isinstance(size, int):
             raise Refused("register needs a size and one descriptor")
-        mapping = self._map(client, descriptors.pop(), size)
+        mapping = self._map(client, descriptors[0], size)
         try:
             region = client.engine.port.add_region(
                 client.number, mapping.segment.address, mapping.segment.size
@@ -182,7 +207,9 @@ class Registry:
         for row in list(client.channels):
             self.detach(client, row)
         for region in list(client.regions):
-            client.engine.port.remove_region(region)
+            if not client.engine.port.remove_region(region):
+                # Cannot be: its channels are gone. Unmapping under an operation would be worse.
+                raise OSError(errno.EBUSY, f"region {region} is in use without a channel")
             self._unmap(client, client.regions.pop(region))
         with contextlib.suppress(OSError):
             client.connection.close()

@@ -5,9 +5,11 @@ on the engine's path, and nothing here waits for a client.
 """
 
 import contextlib
+import errno
 import os
 import selectors
 import socket
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from shm.records import LAYOUT_HASH, VERSION
 
 FIRST_CLIENT = 2  # 1 is the control plane itself
 SELECT_SECONDS = 1.0
+NOTES_MAX = 100
 Answer = tuple[dict[str, Any], list[int]]
 
 
@@ -31,11 +34,13 @@ class ControlServer:
     def __init__(self, path: Path, config: EngineConfig, engines: list[EngineThread]) -> None:
         self._path, self._config, self._engines = path, config, engines
         self.stopping = False
-        self.notes: list[str] = []  # what happened that an operator should see in `ppe stat`
+        # What happened that an operator should see in `ppe stat`.
+        self.notes: deque[str] = deque(maxlen=NOTES_MAX)
         self.stat: Callable[[], dict[str, Any]] = dict
         self._registry = Registry(config.limits.client_memory_bytes)
         for engine in engines:
             self._registry.add_engine(engine)
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._clients: dict[int, Client] = {}
         self._next_number = FIRST_CLIENT
         self._selector = selectors.DefaultSelector()
@@ -50,6 +55,8 @@ class ControlServer:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
+        for engine in engines:
+            self._selector.register(engine.port.alarm, selectors.EVENT_READ)
 
     def wake(self) -> None:
         """Have `step` return; safe in a signal handler."""
@@ -63,56 +70,75 @@ class ControlServer:
 
     def step(self) -> None:
         """Serve what is there, for at most a second."""
-        for key, _ in self._selector.select(SELECT_SECONDS):
+        quiet = all([engine.port.arm() for engine in self._engines])
+        for key, _ in self._selector.select(SELECT_SECONDS if quiet else 0):
             if key.fileobj is self._listener:
                 self._accept()
-            elif key.fd == self._wake_read:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self._wake_read, 4096)
             elif isinstance(key.data, Client):
                 self._serve(key.data)
+            else:  # Our own waker, or an engine's alarm: there is something to look at.
+                with contextlib.suppress(BlockingIOError):
+                    os.read(key.fd, 4096)
         self._end_faulted()
 
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._turn_away()
             return
-        connection.settimeout(1.0)
+        connection.setblocking(False)
         pid, uid = peer_of(connection)
         engine = min(self._engines, key=self._registry.load)
         client = Client(connection, self._next_number, pid, uid, engine)
         self._next_number += 1
         if len(self._clients) >= self._config.limits.clients:
-            self._reply(client, {"error": "every client's place is taken: raise --limit-clients"})
+            self._reply(
+                client, {"error": "every client's place is taken: raise --limit-clients"}, []
+            )
             connection.close()
             return
         self._clients[client.number] = client
         self._selector.register(connection, selectors.EVENT_READ, client)
 
+    def _turn_away(self) -> None:
+        """No descriptor is left: hang up with the spare one, or the caller would ring for ever."""
+        os.close(self._spare)
+        with contextlib.suppress(OSError):
+            self._listener.accept()[0].close()
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self.notes.append("a client was turned away: raise the limit of open files (ulimit -n)")
+
     def _serve(self, client: Client) -> None:
         try:
             message, descriptors = messages.receive(client.connection)
-        except (messages.ControlClosed, messages.BadMessage, OSError):
+        except BlockingIOError:
+            return
+        except (messages.ControlClosed, messages.BadMessage, OSError, RecursionError):
             self._drop(client)
             return
         try:
             answer, given = self._answer(client, message, descriptors)
         except Refused as refusal:
             answer, given = {"error": str(refusal)}, []
-        except (OSError, EngineSilent, KeyError, TypeError) as error:
+        except Exception as error:  # Whatever a client says, it must not end the engine.
             answer, given = {"error": f"{type(error).__name__}: {error}"}, []
         finally:
             messages.close_all(descriptors)
-        self._reply(client, answer, given)
-        messages.close_all(given)
+        if "id" in message:  # So that a client that was interrupted can tell the answers apart.
+            answer["id"] = message["id"]
+        try:
+            self._reply(client, answer, given)
+        finally:
+            messages.close_all(given)
 
-    def _reply(
-        self, client: Client, answer: dict[str, Any], given: list[int] | None = None
-    ) -> None:
-        # A client that does not read its answers loses its connection, not our time.
-        with contextlib.suppress(OSError, messages.ControlClosed):
-            messages.send(client.connection, answer, given or [])
+    def _reply(self, client: Client, answer: dict[str, Any], given: list[int]) -> None:
+        """Answer at once or never: a client that does not read loses its place, not our time."""
+        try:
+            messages.send(client.connection, answer, given)
+        except (OSError, ValueError):
+            self._drop(client)
 
     def _answer(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> Answer:
         call = message.get("call")
@@ -148,8 +174,8 @@ class ControlServer:
             return {
                 "kind": "mismatch",
                 "error": f"engine {self._config.name!r} is release {__version__} with shared "
-                f"layout {VERSION}/{LAYOUT_HASH:x}, the client has {message.get('version')}/"
-                f"{message.get('layout'):x}: install the same release on both sides",
+                f"layout {VERSION}/{LAYOUT_HASH}, the client has {message.get('version')}/"
+                f"{message.get('layout')}: install the same release on both sides",
             }
         client.greeted = True
         return {
@@ -176,7 +202,11 @@ class ControlServer:
             return
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(client.connection)
-        self._registry.end(client)
+        try:
+            self._registry.end(client)
+        except (OSError, EngineSilent) as error:
+            # Its memory stays mapped: the engine may still touch it.
+            self.notes.append(f"client {client.number} (pid {client.pid}) did not end: {error}")
 
     def _end_faulted(self) -> None:
         for engine in self._engines:
@@ -198,3 +228,4 @@ class ControlServer:
         self._selector.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
+        os.close(self._spare)

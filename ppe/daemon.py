@@ -8,9 +8,11 @@ what was, and a test holds it at zero.
 import contextlib
 import gc
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
+from importlib import import_module
 from types import FrameType
 from typing import Any
 
@@ -57,11 +59,21 @@ def compile_cycle(report: Report) -> Any:
 
     event.register("numba:compile", counter)
     prune_cache()
+    for module in ("ppe.cycle.guard", "ppe.control"):
+        import_module(module)  # Everything is compiled when its module is imported.
 
     if counter.count:
         seconds = time.monotonic() - started
         report("progress", f"compiled {counter.count} functions in {seconds:.1f} s; cached")
     return counter
+
+
+def _raise_open_files() -> None:
+    """Ask for every descriptor the hard limit allows: each client and connection needs some."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Daemon:
@@ -84,6 +96,7 @@ class Daemon:
         self._undo.close()
 
     def _start(self) -> None:
+        _raise_open_files()
         self.files, lock = paths.claim_name(self.config.name)
         self._undo.callback(lock.release)
         self.partition = plan(self.config)
@@ -131,7 +144,7 @@ class Daemon:
             "housekeeping_cpus": list(self.partition.housekeeping_cpus),
             "compilations_since_ready": self._counter.count - self._compiled_at_ready,
             "affinity": [engine.affinity_complaint() for engine in self.engines],
-            "notes": self.server.notes[-20:],
+            "notes": list(self.server.notes)[-20:],
         }
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -43,7 +43,7 @@ from shm.operations import (
 )
 from shm.records import CQE, NEVER, SLOT_SIZE, WQE, wqe_at
 from shm.view import address_of
-from shm.wait import wait_n
+from shm.wait import arm_eventfd, wait_n
 
 CAPACITY: Final = 64
 ANSWER_SECONDS: Final = 10
@@ -97,9 +97,9 @@ def _wait(host: int, deadline_ns: int) -> int:
     return wait_n(host + H_CONSUMER, host + H_WAITER, 1, NEVER, deadline_ns, NEVER)
 
 
-@entry("void(intp)")
-def _ring(host: int) -> None:
-    ring_if_needed(host + H_RINGER)
+@entry("boolean(intp)")
+def _arm(host: int) -> bool:
+    return arm_eventfd(host + H_CONSUMER, host + H_WAITER, 1)
 
 
 class ControlPort:
@@ -113,10 +113,11 @@ class ControlPort:
         self._rings = np.zeros(1, ENGINE_CHANNEL)
         self._order, self._answer = np.zeros(1, WQE), np.zeros(1, CQE)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # rings when `arm`ed
         shared = -(-address_of(self._shared) // 128) * 128
         initialise(shared, CAPACITY, CAPACITY)
         bind_host(address_of(self._host), shared, CAPACITY, CAPACITY, self._bell)
-        bind_engine(address_of(self._rings), shared, CAPACITY, CAPACITY, -1)
+        bind_engine(address_of(self._rings), shared, CAPACITY, CAPACITY, self.alarm)
 
     def start(self) -> None:
         """Make this port the engine's channel 0."""
@@ -167,6 +168,10 @@ class ControlPort:
             if monotonic_ns() >= deadline_ns:
                 raise EngineSilent(f"the engine did not answer within {ANSWER_SECONDS} s")
             self._run_once(deadline_ns)
+
+    def arm(self) -> bool:
+        """Have `alarm` become readable with the next fault; False when there is one already."""
+        return bool(_arm(address_of(self._host)))
 
     def poll_faults(self) -> list[int]:
         """Clients whose memory went away since the last call."""
@@ -219,5 +224,6 @@ class ControlPort:
         os.eventfd_write(self._bell, 1)
 
     def close(self) -> None:
-        """Give the bell back; the engine must not run any more."""
+        """Give the bell and the alarm back; the engine must not run any more."""
         os.close(self._bell)
+        os.close(self.alarm)

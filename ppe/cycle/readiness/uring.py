@@ -60,7 +60,7 @@ FEAT_SINGLE_MMAP, FEAT_EXT_ARG = 1 << 0, 1 << 8
 OFF_SQES: Final = 0x10000000
 SQ_CQ_OVERFLOW, SQ_TASKRUN = 1 << 1, 1 << 2
 ENTER_GETEVENTS, ENTER_EXT_ARG = 1 << 0, 1 << 3
-OP_POLL_ADD, OP_POLL_REMOVE = 6, 7
+OP_POLL_ADD, OP_ASYNC_CANCEL = 6, 14
 POLL_ADD_MULTI: Final = 1 << 0
 CQE_F_MORE: Final = 1 << 1
 SQE_SIZE, CQE_SIZE = 64, 16
@@ -137,6 +137,9 @@ class UringPoller:
 
     def close(self) -> None:
         """Close the ring; the kernel drops every watch with it."""
+        # Python's mappings hold a descriptor of their own, and the ring lives as long as they do.
+        self._ring.close()
+        self._sqes.close()
         os.close(self._descriptor)
 
 
@@ -180,9 +183,13 @@ def add(poller: int, descriptor: int, events: int, tag: int) -> int:
 
 @nopython
 def remove(poller: int, tag: int) -> int:
-    """Report nothing more with `tag`. Submitted at once: the descriptor is about to be closed."""
+    """Report nothing more with `tag`. Submitted at once: the descriptor is about to be closed.
+
+    Not POLL_REMOVE: it is refused (EALREADY) while an edge of this watch is on its way, and the
+    watch that stays would hold the socket open, so that the peer never saw it close.
+    """
     sqe = _next_sqe(poller)
-    store_8(sqe, OP_POLL_REMOVE)
+    store_8(sqe, OP_ASYNC_CANCEL)
     store_32(sqe + 4, -1)
     store_64(sqe + 16, tag)
     store_64(sqe + 32, TAG_IGNORED << 48)

@@ -86,6 +86,7 @@ from shm.records import wqe_at
 
 HUNG_UP: Final = 2  # value of `readable` that a short count does not clear: the end is coming
 CALLS_PER_VISIT: Final = 4  # transport calls for one endpoint before others get their turn
+CONNECT_NS_MAX: Final = 86_400_000_000_000  # a day; more would overflow when turned into cycles
 ADDRESS_OFFSET: Final = 8  # of the socket address in a WQE's second slot
 
 EINVAL: Final = -errno.EINVAL
@@ -225,7 +226,7 @@ def _connect(engine: int, channel: int, wqe: int) -> int:
         outcome = watched if watched < 0 else outcome
     if outcome != EINPROGRESS:
         return _connected(engine, index, outcome)
-    timeout_ns = wqe_at(wqe)[0]["arg0"]
+    timeout_ns = min(wqe_at(wqe)[0]["arg0"], CONNECT_NS_MAX)
     if timeout_ns > 0:
         endpoint["deadline"] = mine["now"] + timeout_ns // 1_000 * mine["cycles_per_ms"] // 1_000
         mine["timed"] += 1
@@ -312,10 +313,13 @@ def _accept(engine: int, channel: int, wqe: int, index: int) -> int:
 
 @nopython
 def _cancel(engine: int, channel: int, wqe: int, index: int) -> int:
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
     target = wqe_at(wqe)[0]["arg0"]
     status = _cancel_receive(engine, index, target)
     if status == ENOENT:
         status = _cancel_send(engine, index, target)
+        if endpoint["send_first"] == NONE and endpoint["shut"] != NONE:
+            _shut_now(engine, index)  # It waited for what was cancelled.
     if status == ENOENT and _is_connecting(engine, index, target):
         _connected(engine, index, CANCELLED)
         status = 0

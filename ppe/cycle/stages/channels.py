@@ -69,7 +69,7 @@ def park(engine: int, channel: int) -> bool:
 def on_doorbell(engine: int, channel: int) -> int:
     """A host rang: poll its channel again."""
     row = row_at(channel_row_of(engine, channel))[0]
-    if row["client"] == 0:
+    if row["client"] == 0 or row["dead"] != 0:
         return 0
     # The bell is never read: each ring is a new edge, and reading could block if it were tampered.
     doorbell.unpark(engine_channel_at(channel_row_of(engine, channel) + RINGS)[0]["need_doorbell"])

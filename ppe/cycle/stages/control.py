@@ -96,7 +96,7 @@ def attach(engine: int, wqe: int) -> int:
     row["client"] = entry["arg2"]
     row["doorbell"] = entry["arg1"]
     row["active_at"] = NONE
-    row["dirty"] = 0
+    # `dirty` stays: in this very pass the row may still be listed for the channel it was before.
     row["dead"] = 0
     row["endpoints"] = 0
     row["privileged"] = 1 if entry["flags"] & PRIVILEGED != 0 else 0
@@ -106,8 +106,12 @@ def attach(engine: int, wqe: int) -> int:
     store_relaxed(stats + _PID, entry["length"])
     tag = make_tag(TAG_DOORBELL, 0, index)
     outcome = poller.add(engine, row["doorbell"], READ, tag)
+    if outcome < 0:
+        row["client"] = 0
+        store_relaxed(stats + _CLIENT, 0)
+        return outcome
     activate(engine, index)
-    return outcome
+    return 0
 
 
 @nopython

@@ -45,9 +45,9 @@ def dispatch(engine: int) -> int:
         done += 1
         index = tag_index(tag)
         if tag_kind(tag) == TAG_DOORBELL:
-            if mask == 0:
-                descriptor = row_at(channel_row_of(engine, index))[0]["doorbell"]
-                poller.add(engine, descriptor, READ, make_tag(TAG_DOORBELL, 0, index))
+            row = row_at(channel_row_of(engine, index))[0]
+            if mask == 0 and row["client"] != 0:
+                poller.add(engine, row["doorbell"], READ, make_tag(TAG_DOORBELL, 0, index))
             on_doorbell(engine, index)
         elif tag_kind(tag) == TAG_ENDPOINT:
             endpoint = endpoint_at(endpoint_of(engine, index))[0]

@@ -1,0 +1,287 @@
+"""A LUN as a block device, blocking or in asyncio.
+
+Memory from `alloc` is read into and written from in place; other memory goes through a buffer of
+the device's own, and `copied_bytes` counts what that cost. An error of the target never leaves the
+device unusable; an error of the connection does, and every later call raises it again.
+"""
+
+import ctypes
+from typing import Any, Final
+
+import host
+from host.memory import Buffer
+from iscsi.session import doors, unit
+from iscsi.session.aio import AsyncSession
+from iscsi.session.errors import SessionClosed
+from iscsi.session.geometry import BOUNCE_SIZE, Geometry, as_bytes, geometry_of
+from iscsi.session.initiator import InitiatorSession
+from iscsi.wire.scsi_data import InquiryData
+from iscsi.wire.url import IscsiUrl, UrlError, parse_url
+from shm.view import address_of
+
+ASYNC_INLINE: Final = host.INLINE + "?readiness=epoll"
+
+
+def _unit_url(url: str | IscsiUrl) -> IscsiUrl:
+    parsed = parse_url(url) if isinstance(url, str) else url
+    if parsed.target is None:
+        raise UrlError(f"{parsed} names no target: expected iscsi://host[:port]/target-name/lun")
+    return parsed
+
+
+class BlockDevice:
+    """An open LUN. Made by `iscsi.open`; belongs to the thread that opened it."""
+
+    def __init__(self, session: InitiatorSession, engine: Any, *, owns_engine: bool) -> None:
+        self.session = session
+        self._engine, self._owns_engine = engine, owns_engine
+        facts = session.perform(unit.examine(session.core))
+        self.inquiry: InquiryData = facts.inquiry
+        self.geometry: Geometry = geometry_of(facts, session.core.options.command_bytes)
+        self._bounce: Buffer | None = None
+        self.copied_bytes = 0
+
+    @property
+    def block_size(self) -> int:
+        """Bytes of one block."""
+        return self.geometry.block_size
+
+    @property
+    def block_count(self) -> int:
+        """How many blocks there are."""
+        return self.geometry.block_count
+
+    @property
+    def size(self) -> int:
+        """Bytes of the device."""
+        return self.geometry.size
+
+    @property
+    def url(self) -> str:
+        """Where it is, without credentials."""
+        return str(self.session.core.url)
+
+    def alloc(self, size: int) -> Buffer:
+        """Memory that is read into and written from without a copy; `free` it before `close`."""
+        buffer: Buffer = self._engine.alloc(size)
+        return buffer
+
+    def read(self, lba: int, blocks: int) -> bytes:
+        """`blocks` blocks from `lba`. Raises OutOfRange, ScsiError, ConnectionLost, ..."""
+        self.geometry.check(lba, blocks)
+        found = bytearray(blocks * self.block_size)
+        self.readinto(lba, found)
+        return bytes(found)
+
+    def readinto(self, lba: int, buffer: Any) -> int:
+        """Fill a Buffer, array or other writable memory from `lba`. Bytes read.
+
+        Raises ValueError for memory that is not whole blocks.
+        """
+        array = as_bytes(buffer, writable=True)
+        return self._move(lba, address_of(array), array.nbytes, is_write=False)
+
+    def write(self, lba: int, data: Any) -> int:
+        """Write whole blocks of bytes, an array or a Buffer from `lba` on. Bytes written."""
+        array = as_bytes(data, writable=False)
+        return self._move(lba, address_of(array), array.nbytes, is_write=True)
+
+    def _move(self, lba: int, address: int, size: int, *, is_write: bool) -> int:
+        blocks = self.geometry.blocks_of(size)
+        self.geometry.check(lba, blocks)
+        context = self.session.core.channel.context if self._is_open() else 0
+        if doors.is_shared(context, address, size):
+            return self._transfer(lba, blocks, address, is_write)
+        step = max(BOUNCE_SIZE // self.block_size, 1)
+        bounce = self._bounce_buffer(min(size, step * self.block_size))
+        for done in range(0, blocks, step):
+            count = min(step, blocks - done)
+            theirs, length = address + done * self.block_size, count * self.block_size
+            if is_write:
+                ctypes.memmove(bounce.address, theirs, length)
+            self._transfer(lba + done, count, bounce.address, is_write)
+            if not is_write:
+                ctypes.memmove(theirs, bounce.address, length)
+            self.copied_bytes += length
+        return size
+
+    def _is_open(self) -> bool:
+        if self.session.core.is_closed:
+            raise SessionClosed("this device is closed")
+        return True
+
+    def _transfer(self, lba: int, blocks: int, address: int, is_write: bool) -> int:
+        return self.session.transfer(
+            is_write=is_write,
+            lba=lba,
+            blocks=blocks,
+            block_size=self.block_size,
+            per_command=self.geometry.blocks_per_command,
+            address=address,
+        )
+
+    def _bounce_buffer(self, size: int) -> Buffer:
+        if self._bounce is None or len(self._bounce) < size:
+            if self._bounce is not None:
+                self._bounce.free()
+                self._bounce = None
+            self._bounce = self._engine.alloc(size)
+        return self._bounce
+
+    def flush(self) -> None:
+        """Have everything written reach the medium (SYNCHRONIZE CACHE)."""
+        self._is_open()
+        self.session.synchronize_cache()
+
+    def close(self) -> None:
+        """Log out and give everything back, memory from `alloc` excepted. Idempotent."""
+        self.session.close()
+        if self._bounce is not None:
+            self._bounce.free()
+            self._bounce = None
+        if self._owns_engine:
+            self._engine.close()
+
+    def __enter__(self) -> "BlockDevice":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open(url: str | IscsiUrl, engine: Any = host.INLINE, **options: Any) -> BlockDevice:
+    """Open the LUN a URL names, through an engine's handle or the engine of that name.
+
+    `options` are those of `iscsi.session.core.Options` (queue_depth, receive, timeout_s, ...).
+    Raises UrlError, NotSupported, OSError, LoginTimeout, LoginRejected, NoSuchUnit, ScsiError,
+    RemoteProtocolError and host errors; nothing is left behind.
+    """
+    parsed = _unit_url(url)
+    owns_engine = isinstance(engine, str)
+    handle = host.connect(engine) if owns_engine else engine
+    session = None
+    try:
+        session = InitiatorSession(handle, parsed, **options)
+        return BlockDevice(session, handle, owns_engine=owns_engine)
+    except BaseException:
+        if session is not None:
+            session.close()
+        if owns_engine:
+            handle.close()
+        raise
+
+
+class AsyncBlockDevice:
+    """An open LUN in an event loop; any number of reads and writes may be under way.
+
+    Made by `iscsi.aopen`. Overlapping writes and reads are ordered by nobody.
+    """
+
+    def __init__(
+        self, session: AsyncSession, facts: unit.UnitFacts, engine: Any, *, owns_engine: bool
+    ) -> None:
+        self.session = session
+        self._engine, self._owns_engine = engine, owns_engine
+        self.inquiry: InquiryData = facts.inquiry
+        self.geometry: Geometry = geometry_of(facts, session.core.options.command_bytes)
+        self.copied_bytes = 0
+
+    @property
+    def block_size(self) -> int:
+        """Bytes of one block."""
+        return self.geometry.block_size
+
+    @property
+    def block_count(self) -> int:
+        """How many blocks there are."""
+        return self.geometry.block_count
+
+    @property
+    def size(self) -> int:
+        """Bytes of the device."""
+        return self.geometry.size
+
+    def alloc(self, size: int) -> Buffer:
+        """Memory that is read into and written from without a copy; `free` it before `close`."""
+        buffer: Buffer = self._engine.alloc(size)
+        return buffer
+
+    async def read(self, lba: int, blocks: int) -> bytes:
+        """`blocks` blocks from `lba`."""
+        self.geometry.check(lba, blocks)
+        found = bytearray(blocks * self.block_size)
+        await self.readinto(lba, found)
+        return bytes(found)
+
+    async def readinto(self, lba: int, buffer: Any) -> int:
+        """Fill writable memory from `lba`. Bytes read."""
+        array = as_bytes(buffer, writable=True)
+        return await self._move(lba, address_of(array), array.nbytes, is_write=False)
+
+    async def write(self, lba: int, data: Any) -> int:
+        """Write whole blocks from `lba` on. Bytes written."""
+        array = as_bytes(data, writable=False)
+        return await self._move(lba, address_of(array), array.nbytes, is_write=True)
+
+    async def _move(self, lba: int, address: int, size: int, *, is_write: bool) -> int:
+        blocks = self.geometry.blocks_of(size)
+        self.geometry.check(lba, blocks)
+        core = self.session.core
+        if core.is_closed:
+            raise SessionClosed("this device is closed")
+        if doors.is_shared(core.channel.context, address, size):
+            return await self._transfer(lba, blocks, address, is_write)
+        with self._engine.alloc(size) as bounce:
+            if is_write:
+                ctypes.memmove(bounce.address, address, size)
+            await self._transfer(lba, blocks, bounce.address, is_write)
+            if not is_write:
+                ctypes.memmove(address, bounce.address, size)
+        self.copied_bytes += size
+        return size
+
+    async def _transfer(self, lba: int, blocks: int, address: int, is_write: bool) -> int:
+        return await self.session.transfer(
+            is_write=is_write,
+            lba=lba,
+            blocks=blocks,
+            block_size=self.block_size,
+            per_command=self.geometry.blocks_per_command,
+            address=address,
+        )
+
+    async def flush(self) -> None:
+        """Have everything written reach the medium."""
+        await self.session.perform(unit.synchronize_cache(self.session.core))
+
+    async def close(self) -> None:
+        """Log out and give everything back. Idempotent."""
+        await self.session.close()
+        if self._owns_engine:
+            self._engine.close()
+
+    async def __aenter__(self) -> "AsyncBlockDevice":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+async def aopen(url: str | IscsiUrl, engine: Any = host.INLINE, **options: Any) -> AsyncBlockDevice:
+    """`open` for asyncio: login and inquiry hold the loop up no more than reads do."""
+    parsed = _unit_url(url)
+    owns_engine = isinstance(engine, str)
+    # An event loop can watch an inline engine's epoll descriptor, and not its io_uring.
+    name = ASYNC_INLINE if engine == host.INLINE else engine
+    handle = host.connect(name) if owns_engine else engine
+    session = None
+    try:
+        session = await AsyncSession.open(handle, parsed, **options)
+        facts = await session.perform(unit.examine(session.core))
+        return AsyncBlockDevice(session, facts, handle, owns_engine=owns_engine)
+    except BaseException:
+        if session is not None:
+            await session.close()
+        if owns_engine:
+            handle.close()
+        raise

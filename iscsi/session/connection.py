@@ -1,0 +1,170 @@
+"""One connection: login over exact receives, then the hot full-feature state in shared memory.
+
+Until the login is over nothing is read ahead, so the byte after its last PDU is the pump's first.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from host import pump
+from host.channel import Channel
+from host.errors import EndOfStream
+from host.memory import Buffer
+from iscsi.session import doors, jobs
+from iscsi.session.errors import ConnectionLost
+from iscsi.session.memory import aligned_zeros
+from iscsi.session.steps import Connect, Receive, Send, Steps
+from iscsi.wire.bhs import BHS_LENGTH, Opcode, encode
+from iscsi.wire.initiator import InitiatorConnection
+from iscsi.wire.initiator_task import InitiatorLimits
+from iscsi.wire.login import InitiatorLogin
+from iscsi.wire.login_common import MAX_LOGIN_SEGMENT, LoginResult
+from iscsi.wire.names import Portal
+from iscsi.wire.port import PortLimits, build_queue, port_at, round_up
+from shm.view import address_of
+
+STAGING_SIZE: Final = 256 << 10
+
+SPARE_TASKS: Final = 8  # for pings, logout and task management, above the queue depth
+COALESCE_NS: Final = 1_000_000
+CONTROL_DATA_LENGTH: Final = 8192
+
+
+class Memory(Protocol):
+    """What a connection needs of an engine handle."""
+
+    def alloc(self, size: int) -> Buffer:
+        """A buffer the engine may touch."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedIn:
+    """A connection whose login is over: where it is, and what was agreed."""
+
+    endpoint: int
+    portal: Portal
+    login: LoginResult
+    sent: int  # bytes the transport has taken
+
+
+def log_in(memory: Memory, portal: Portal, login: InitiatorLogin) -> Steps[LoggedIn]:
+    """Connect to a portal and log in.
+
+    Raises OSError, ConnectionLost, and what the login machine raises (LoginRejected,
+    LoginRedirected, RemoteProtocolError); the endpoint is then left to the channel's owner.
+    """
+    endpoint = yield Connect(portal.host, portal.port)
+    login.start()
+    sent = 0
+    with memory.alloc(BHS_LENGTH + MAX_LOGIN_SEGMENT) as buffer:
+        while not login.done:
+            out = login.data_to_send()
+            if out:
+                buffer.array[: len(out)] = np.frombuffer(out, np.uint8)
+                yield Send(endpoint, buffer.array[: len(out)])
+                sent += len(out)
+            try:
+                yield from _receive_one(endpoint, buffer, login)
+            except EndOfStream as error:
+                raise ConnectionLost(
+                    f"the target at {portal.address} closed the connection during the login"
+                ) from error
+    assert login.result is not None, "done means that there is a result"
+    return LoggedIn(endpoint, portal, login.result, sent)
+
+
+def _receive_one(endpoint: int, buffer: Buffer, login: InitiatorLogin) -> Steps[None]:
+    """Read exactly one PDU and give it to the login."""
+    yield Receive(endpoint, buffer.array[:BHS_LENGTH])
+    header = buffer.array[:BHS_LENGTH].tobytes()
+    length = login.segment_length(header)
+    if length:
+        yield Receive(endpoint, buffer.array[:length])
+    login.receive_pdu(header, buffer.array[:length].tobytes())
+
+
+class Connection:
+    """The hot state of a connection in the full feature phase: PORT, PUMP and WORKER.
+
+    `wire` is its protocol, in shared memory because headers are sent from there; the caller closes
+    the endpoint before `free`.
+    """
+
+    def __init__(
+        self, memory: Memory, channel: Channel, state: LoggedIn, mode: int, depth: int
+    ) -> None:
+        limits = InitiatorLimits(
+            task_count=depth + SPARE_TASKS,
+            port=PortLimits(
+                tx_entries=max(64, min(256, round_up(2 * depth))),
+                control_data_length=CONTROL_DATA_LENGTH,
+            ),
+        )
+        self.endpoint, self.portal, self.login = state.endpoint, state.portal, state.login
+        self._buffers = [memory.alloc(InitiatorConnection.size(state.login, limits))]
+        self._buffers[0].array[:] = 0
+        self.wire = InitiatorConnection(self._buffers[0].address, state.login, limits)
+        self._private = aligned_zeros(
+            pump.PUMP_SIZE + jobs.WORKER.itemsize + 8 * jobs.JOBS_MAX + 128
+        )
+        self._ping_memory = aligned_zeros(jobs.JOB_SIZE)
+        self._ping = address_of(self._ping_memory)
+        self.pump = address_of(self._private)
+        self.worker = self.pump + _rounded(pump.PUMP_SIZE)
+        self._fill_pump(memory, channel, state, mode)
+        self._fill_worker(channel, depth)
+
+    def _fill_pump(self, memory: Memory, channel: Channel, state: LoggedIn, mode: int) -> None:
+        mine = pump.pump_at(self.pump)[0]
+        mine["context"], mine["endpoint"] = channel.context, state.endpoint
+        mine["conn"], mine["mode"], mine["tx_base"] = self.wire.address, mode, state.sent
+        if mode == pump.STAGED:
+            staging = memory.alloc(2 * STAGING_SIZE)
+            self._buffers.append(staging)
+            mine["staging"], mine["staging_size"] = staging.address, STAGING_SIZE
+
+    def _fill_worker(self, channel: Channel, depth: int) -> None:
+        mine = jobs.worker_at(self.worker)[0]
+        mine["pump"], mine["context"], mine["conn"] = self.pump, channel.context, self.wire.address
+        mine["endpoint"], mine["depth"], mine["coalesce_ns"] = self.endpoint, depth, COALESCE_NS
+        queue = self.worker + _rounded(jobs.WORKER.itemsize)
+        build_queue(self.worker + jobs.WORKER_JOBS, queue, jobs.JOBS_MAX)
+
+    @property
+    def error(self) -> int:
+        """Why the connection is over: -errno or a Violation; 0 while it is not."""
+        return int(pump.pump_at(self.pump)[0]["error"])
+
+    def hot(self, name: str) -> int:
+        """One word of the WORKER record."""
+        return int(jobs.worker_at(self.worker)[0][name])
+
+    @property
+    def unsent(self) -> bool:
+        """Whether PDUs were made whose sending is not known yet."""
+        mine: Any = port_at(self.wire.address)[0]
+        return bool(mine["tx_made"] != mine["tx_sent"])
+
+    @property
+    def has_ping(self) -> bool:
+        """Whether a ping of our own is under way."""
+        return bool(jobs.job_at(self._ping)[0]["state"] == jobs.ACTIVE)
+
+    def ping(self) -> None:
+        """Send a NOP-Out whose answer nobody waits for, if there is room."""
+        jobs.job_at(self._ping)[0]["state"] = jobs.FREE
+        header = encode(Opcode.NOP_OUT, immediate=1)
+        if self.wire.send_control(header, user_data=self._ping) is not None:
+            doors.adopt_task(self.worker, self._ping)
+
+    def free(self) -> None:
+        """Give the shared memory back. The engine must have let go of the endpoint."""
+        for buffer in self._buffers:
+            buffer.free()
+        self._buffers.clear()
+
+
+def _rounded(size: int) -> int:
+    return (size + 63) & ~63

@@ -1,0 +1,206 @@
+"""A closed-loop load: so many commands outstanding, each replaced when it completes, in compiled
+code from the choice of the address to the latency's histogram. With `verify` every word written is
+derived from its block's address, and every word read is compared.
+"""
+
+from typing import Final
+
+from iscsi.session import jobs
+from iscsi.session.jobs import worker_at
+from iscsi.wire import bhs
+from iscsi.wire.initiator_post import block_cdb, completed_next, release, submit
+from iscsi.wire.initiator_task import KIND_SCSI, task_at
+from shm.histogram import record as count_latency
+from shm.jit import entry, nopython
+from shm.layout import Field, record
+from shm.libc import monotonic_ns
+from shm.memory import load_32, load_64, store_32, store_64
+from shm.view import opener
+
+LOAD: Final = record(
+    Field("worker", "<i8"),
+    Field("lun", "<i8"),
+    Field("block_size", "<i8"),
+    Field("blocks", "<i8"),  # of one command
+    Field("first_lba", "<i8"),
+    Field("places", "<i8"),  # commands side by side from first_lba on
+    Field("next_place", "<i8"),  # sequential
+    Field("is_random", "<i8"),
+    Field("write_percent", "<i8"),
+    Field("verify", "<i8"),
+    Field("state", "<i8"),  # of the random numbers
+    Field("left", "<i8"),  # commands still to submit; negative: no limit
+    Field("slots", "<i8"),  # address of SLOT[depth]
+    Field("free", "<i8"),  # address of a stack of int32
+    Field("free_count", "<i8"),
+    Field("reads", "<i8"),
+    Field("writes", "<i8"),
+    Field("failed", "<i8"),  # commands that did not end well
+    Field("bad_blocks", "<i8"),
+    Field("first_bad_lba", "<i8"),
+    Field("read_latency", "<i8"),  # addresses of histograms, nanoseconds
+    Field("write_latency", "<i8"),
+    Field("failure", "<i8"),  # address of a JOB that keeps the first failure
+    size=192,
+)
+SLOT: Final = record(
+    Field("started_ns", "<i8"),
+    Field("lba", "<i8"),
+    Field("address", "<i8"),  # of its data
+    Field("number", "<i8"),
+    size=32,
+)
+load_at = opener(LOAD)
+slot_at = opener(SLOT)
+SLOT_SIZE: Final = SLOT.itemsize
+
+# Knuth's MMIX constants, modulo 2^63: a full period, and the same numbers in both worlds.
+_MULTIPLIER: Final = 6364136223846793005
+_INCREMENT: Final = 1442695040888963407
+_MASK: Final = (1 << 63) - 1
+_SPREAD: Final = 0x9E3779B1
+
+
+@nopython
+def next_random(load: int) -> int:
+    """A random number in 0..2^42-1."""
+    mine = load_at(load)[0]
+    mine["state"] = (mine["state"] * _MULTIPLIER + _INCREMENT) & _MASK
+    return int(mine["state"] >> 21)
+
+
+@nopython
+def word_of(lba: int, index: int) -> int:
+    """What a verified block holds at its word `index`."""
+    return ((lba + 1) << 16) ^ (index * _SPREAD)
+
+
+@nopython
+def stamp(address: int, lba: int, blocks: int, block_size: int) -> None:
+    """Fill blocks with what `word_of` says."""
+    for block in range(blocks):
+        for index in range(block_size // 8):
+            store_64(address + block * block_size + 8 * index, word_of(lba + block, index))
+
+
+@nopython
+def first_bad(address: int, lba: int, blocks: int, block_size: int) -> int:
+    """Number of the first block that is not as stamped, or -1."""
+    for block in range(blocks):
+        for index in range(block_size // 8):
+            found = load_64(address + block * block_size + 8 * index)
+            if found != word_of(lba + block, index):
+                return block
+    return -1
+
+
+@nopython
+def _choose(load: int) -> int:
+    """The address of the next command."""
+    mine = load_at(load)[0]
+    if mine["is_random"]:
+        place = next_random(load) % mine["places"]
+    else:
+        place = mine["next_place"]
+        mine["next_place"] = place + 1 if place + 1 < mine["places"] else 0
+    return int(mine["first_lba"] + place * mine["blocks"])
+
+
+@nopython
+def _submit(load: int) -> int:
+    """Submit commands while there are slots. How many."""
+    mine = load_at(load)[0]
+    hot = worker_at(mine["worker"])[0]
+    done = 0
+    while mine["free_count"] > 0 and mine["left"] != 0:
+        number = load_32(mine["free"] + 4 * (mine["free_count"] - 1))
+        slot = mine["slots"] + SLOT_SIZE * number
+        its = slot_at(slot)[0]
+        is_write = next_random(load) % 100 < mine["write_percent"]
+        lba, length = _choose(load), mine["blocks"] * mine["block_size"]
+        if is_write and mine["verify"]:
+            stamp(its["address"], lba, mine["blocks"], mine["block_size"])
+        cdb = mine["worker"] + jobs.WORKER_CDB
+        block_cdb(cdb, is_write, lba, mine["blocks"])
+        flags = (bhs.FLAG_WRITE if is_write else bhs.FLAG_READ) | 1
+        tag = submit(hot["conn"], mine["lun"], cdb, flags, length, its["address"], slot)
+        if tag < 0:
+            break
+        its["lba"], its["started_ns"] = lba, monotonic_ns()
+        mine["free_count"] -= 1
+        mine["left"] -= 1
+        hot["outstanding"] += 1
+        done += 1
+    return done
+
+
+@nopython
+def _end(load: int, task: int) -> None:
+    """Account one completed command."""
+    mine, its = load_at(load)[0], task_at(task)[0]
+    if its["kind"] != KIND_SCSI:  # A ping of the session's.
+        jobs.complete_task(mine["worker"], task)
+        return
+    slot = slot_at(its["user_data"])[0]
+    hot = worker_at(mine["worker"])[0]
+    hot["outstanding"] -= 1
+    hot["completions"] += 1
+    store_32(mine["free"] + 4 * mine["free_count"], slot["number"])
+    mine["free_count"] += 1
+    if its["result"] != 0 or its["response"] != 0 or its["status"] != 0:
+        if mine["failed"] == 0:
+            jobs.job_at(mine["failure"])[0]["failed"] = 1
+            jobs.keep_outcome(mine["failure"], task)
+        mine["failed"] += 1
+        mine["left"] = 0
+        return
+    took = monotonic_ns() - slot["started_ns"]
+    if its["flags"] & bhs.FLAG_WRITE:
+        mine["writes"] += 1
+        count_latency(mine["write_latency"], took)
+        return
+    mine["reads"] += 1
+    count_latency(mine["read_latency"], took)
+    if mine["verify"]:
+        bad = first_bad(slot["address"], slot["lba"], mine["blocks"], mine["block_size"])
+        if bad >= 0:
+            if mine["bad_blocks"] == 0:
+                mine["first_bad_lba"] = slot["lba"] + bad
+            mine["bad_blocks"] += 1
+
+
+@nopython
+def _take_completed(load: int) -> int:
+    conn = worker_at(load_at(load)[0]["worker"])[0]["conn"]
+    done = 0
+    task = completed_next(conn)
+    while task != 0:
+        _end(load, task)
+        release(conn, task)
+        done += 1
+        task = completed_next(conn)
+    return done
+
+
+@entry("int64(intp, int64, int64, int64)")
+def run_load(load: int, end_ns: int, deadline_ns: int, tick_at_ns: int) -> int:
+    """Keep the load up until `end_ns` or its last command, then let what is open end.
+
+    Returns `jobs.FINISHED`, or why Python has to look; calling again goes on.
+    """
+    mine = load_at(load)[0]
+    worker = mine["worker"]
+    while True:
+        now = monotonic_ns()
+        if now >= end_ns:
+            mine["left"] = 0
+        moved = _submit(load) + jobs.exchange(worker) + _take_completed(load)
+        if mine["left"] == 0 and worker_at(worker)[0]["outstanding"] == 0:
+            return jobs.FINISHED
+        reason = jobs.news(worker)
+        if reason == 0 and moved == 0:
+            reason = jobs.wait(worker, deadline_ns, tick_at_ns, now)
+        if reason == 0 and now >= tick_at_ns:
+            reason = jobs.LOOK
+        if reason != 0:
+            return reason

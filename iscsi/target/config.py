@@ -1,0 +1,69 @@
+"""What bounds a target server: every number that a peer could otherwise drive up."""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from iscsi.target.units import Target
+from iscsi.wire.keys import DIGEST_CRC32C, DIGEST_NONE, Proposal, SessionParams
+from iscsi.wire.names import DEFAULT_PORT, Portal
+from iscsi.wire.port import PortLimits
+from iscsi.wire.target_task import IMMEDIATE_RESERVE, TargetLimits
+
+WINDOW: Final = 64
+TX_ENTRIES: Final = 32
+CONTROL_DATA: Final = 1024
+COLD_DATA_MIN: Final = 1024
+_LARGE_STAGING_CONNECTIONS: Final = 16
+_DIGESTS: Final = (DIGEST_NONE, DIGEST_CRC32C)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """`portals`: where to listen, port 0 for any; `advertise`: what SendTargets names instead of
+    the portals, for clients that reach them by another address. Raises ValueError.
+    """
+
+    targets: tuple[Target, ...]
+    portals: tuple[Portal, ...] = (Portal("127.0.0.1", DEFAULT_PORT),)
+    advertise: tuple[Portal, ...] = ()
+    max_connections: int = 256
+    max_logins: int = 64
+    login_timeout_s: float = 15.0
+    linger_s: float = 1.0
+    window: int = WINDOW
+    staging_size: int = 256 * 1024  # of each of a connection's two receive areas
+    staging_size_crowded: int = 32 * 1024  # the same, once many are connected
+    portal_group_tag: int = 1
+    proposal: Proposal = field(
+        default_factory=lambda: Proposal(
+            SessionParams(initial_r2t=False, first_burst_length=262144),
+            header_digest=_DIGESTS,
+            data_digest=_DIGESTS,
+        )
+    )
+
+    def __post_init__(self) -> None:
+        if not self.portals:
+            raise ValueError("a server needs a portal")
+        for name in ("max_connections", "max_logins"):
+            if not 1 <= getattr(self, name) <= 4096:
+                raise ValueError(f"{name} {getattr(self, name)} is outside 1..4096")
+
+    @property
+    def limits(self) -> TargetLimits:
+        """Sizes of a connection's protocol memory."""
+        units = max((len(target.units) for target in self.targets), default=0)
+        port = PortLimits(TX_ENTRIES, self.window + IMMEDIATE_RESERVE, CONTROL_DATA)
+        return TargetLimits(self.window, max(COLD_DATA_MIN, 8 + 8 * units), port)
+
+    def staging(self, connections: int) -> int:
+        """Bytes of one receive area when this many connections are there already."""
+        few = connections < _LARGE_STAGING_CONNECTIONS
+        return self.staging_size if few else min(self.staging_size, self.staging_size_crowded)
+
+    @property
+    def ring_capacity(self) -> int:
+        """Event slots so that no stalled connection keeps others from posting."""
+        each = 2 * TX_ENTRIES + 8
+        wanted = 2 * (self.max_connections * each // 2 + 8 * self.max_logins)
+        return int(min(max(1024, 1 << (wanted - 1).bit_length()), 1 << 15))

@@ -1,0 +1,225 @@
+"""One connection of the server: its phase, and the engine's memory it holds. Memory is given back
+only when the engine has completed the endpoint's close: until then it may still be written.
+"""
+
+from collections import deque
+from enum import Enum, auto
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from host.memory import Buffer
+from host.pump import PUMP, PUMP_SIZE, STAGED
+from iscsi.target.units import Target
+from iscsi.wire import bhs, text
+from iscsi.wire.keys import ConnectionParams, SessionParams
+from iscsi.wire.login import LoginResult, TargetLogin
+from iscsi.wire.login_common import MAX_LOGIN_SEGMENT
+from iscsi.wire.lun import LUN
+from iscsi.wire.port import PORT
+from iscsi.wire.sense import Asc
+from iscsi.wire.target import TargetConnection
+from iscsi.wire.target_task import TARGET, TargetLimits
+from shm.view import address_of, window
+
+# A login PDU in, and the response to it out.
+LOGIN_PDU_MAX: Final = bhs.BHS_LENGTH + MAX_LOGIN_SEGMENT
+NO_DEADLINE: Final = 2**63 - 1
+
+
+def warm_up() -> None:
+    """Use everything of a connection once, in private memory, so that nothing compiles later."""
+    limits = TargetLimits()
+    memory = np.zeros(TargetConnection.size(1, limits) + 64, np.uint8)
+    result = LoginResult(
+        session=SessionParams(),
+        connection=ConnectionParams(),
+        initiator_name="",
+        target_name=None,
+        isid=0,
+        tsih=1,
+        cid=0,
+        cmd_sn=1,
+        max_cmd_sn=limits.window,
+        stat_sn=1,
+    )
+    table = np.zeros(1, LUN)
+    start = address_of(memory) + -address_of(memory) % 64
+    protocol = TargetConnection(start, result, address_of(table), 1, limits)
+    protocol.receive(bhs.encode_pdu(bhs.Opcode.TEXT_REQUEST, itt=1, cmd_sn=1))
+    protocol.receive(bhs.encode_pdu(bhs.Opcode.SCSI_COMMAND, itt=2, cmd_sn=2))
+    for command in protocol.cold_commands():
+        protocol.respond(command.task_id)
+    for pdu in protocol.controls():
+        protocol.send_control(bhs.encode(bhs.Opcode.TEXT_RESPONSE, itt=pdu.header.itt))
+    protocol.data_to_send()
+
+
+class Memory(Protocol):
+    """What buffers come from: an engine handle."""
+
+    def alloc(self, size: int) -> Buffer:
+        """A buffer the engine may touch."""
+
+
+class Phase(Enum):
+    """Where a connection is in its life."""
+
+    LOGIN = auto()
+    FULL = auto()
+    LEAVING = auto()  # its last PDU is made, but not all is posted
+    SHUTTING = auto()  # everything is posted, and the end of the stream behind it
+    LINGERING = auto()  # the peer may still read what was sent
+    CLOSING = auto()
+
+
+class Connection:
+    """One accepted connection. `slot` names it in completions while it lives."""
+
+    def __init__(self, slot: int, endpoint: int, peer: tuple[str, int], deadline_ns: int) -> None:
+        self.slot, self.endpoint, self.peer = slot, endpoint, peer
+        self.phase = Phase.LOGIN
+        self.deadline_ns = deadline_ns
+        self.login: TargetLogin | None = None
+        self.login_buffer: Buffer | None = None
+        self.block: Buffer | None = None
+        self.staging: Buffer | None = None
+        self.target: Target | None = None
+        self.result: LoginResult | None = None
+        self.protocol: TargetConnection | None = None
+        self.successors: list[Connection] = []  # logins that wait for this session's end
+        self.attentions: dict[int, deque[Asc]] = {}  # unit attentions by LUN
+        self.unsent: deque[tuple[bytes, bytes]] = deque()  # control PDUs that found no slot
+        self.text = text.Accumulator(MAX_LOGIN_SEGMENT)
+        self.text_rest: deque[tuple[bytes, bool]] = deque()
+
+    def __str__(self) -> str:
+        host, port = self.peer
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    # --- login -----------------------------------------------------------------------------
+
+    def begin_login(self, memory: Memory, login: TargetLogin) -> None:
+        """Take the login's memory: a PDU in and a PDU out."""
+        self.login_buffer = memory.alloc(2 * LOGIN_PDU_MAX)
+        self.login = login
+
+    def _login_bytes(self, start: int, length: int) -> np.ndarray[Any, Any]:
+        assert self.login_buffer is not None, "a login has its buffer"
+        return self.login_buffer.array[start : start + length]
+
+    @property
+    def login_header(self) -> np.ndarray[Any, Any]:
+        """Where the header of a login PDU is received."""
+        return self._login_bytes(0, bhs.BHS_LENGTH)
+
+    def login_data(self, length: int) -> np.ndarray[Any, Any]:
+        """Where `length` bytes of a login PDU's data are received."""
+        return self._login_bytes(bhs.BHS_LENGTH, length)
+
+    def login_output(self, data: bytes) -> np.ndarray[Any, Any]:
+        """`data` copied to where it is sent from."""
+        place = self._login_bytes(LOGIN_PDU_MAX, len(data))
+        place[:] = np.frombuffer(data, np.uint8)
+        return place
+
+    @property
+    def session_key(self) -> tuple[str, int, str] | None:
+        """What two logins of the same session have in common; None for a discovery session."""
+        result = self.login.result if self.login else None
+        if result is None or result.target_name is None:
+            return None
+        return result.initiator_name, result.isid, result.target_name
+
+    # --- full feature phase ------------------------------------------------------------------
+
+    def reserve(self, memory: Memory, target: Target | None, limits: TargetLimits) -> None:
+        """Take the memory of the full feature phase; MemoryError and such when there is none."""
+        self.target = target
+        size = TargetConnection.size(0 if target is None else target.table.size, limits)
+        self.block = memory.alloc(PUMP_SIZE + size)
+
+    def enter(
+        self, memory: Memory, context: int, limits: TargetLimits, staging_size: int, base: int
+    ) -> None:
+        """Go from login to the full feature phase. `base`: bytes the transport took so far."""
+        assert self.login is not None, "the login succeeded"
+        assert self.login.result is not None, "the login succeeded"
+        assert self.block is not None, "memory was reserved during the login"
+        self.staging = memory.alloc(2 * staging_size)
+        self.result = result = self.login.result
+        self.block.array[:] = 0
+        table = None if self.target is None else self.target.table
+        self.protocol = TargetConnection(
+            self.block.address + PUMP_SIZE,
+            result,
+            0 if table is None else address_of(table),
+            0 if table is None else table.size,
+            limits,
+        )
+        pump = self.pump
+        pump["context"], pump["endpoint"] = context, self.endpoint
+        pump["conn"], pump["mode"] = self.protocol.address, STAGED
+        pump["staging"], pump["staging_size"] = self.staging.address, staging_size
+        pump["tx_base"], pump["owner"] = base, self.slot
+        self.drop_login()
+        self.phase, self.deadline_ns = Phase.FULL, NO_DEADLINE
+
+    def drop_login(self) -> None:
+        """Give the login's memory back; nothing of it may be under way."""
+        if self.login_buffer is not None:
+            self.login_buffer.free()
+        self.login_buffer = self.login = None
+
+    @property
+    def pump_address(self) -> int:
+        """Address of the PUMP, 0 before the full feature phase."""
+        return 0 if self.protocol is None or self.block is None else self.block.address
+
+    @property
+    def pump(self) -> Any:
+        """The PUMP record."""
+        assert self.block is not None, "a pump needs the full feature phase's memory"
+        return window(self.block.address, 1, PUMP)[0]
+
+    @property
+    def port(self) -> Any:
+        """The PORT record of the protocol."""
+        assert self.protocol is not None, "only the full feature phase has a port"
+        return window(self.protocol.address, 1, PORT)[0]
+
+    def last_header(self) -> bytes:
+        """The header that was received last."""
+        return window(int(self.port["rx_header"]), bhs.BHS_LENGTH, np.uint8).tobytes()
+
+    def raise_attention(self, lun: int, code: Asc) -> None:
+        """Have the next command for a LUN answered with a unit attention (SAM-5 §5.14)."""
+        assert self.protocol is not None, "only the full feature phase has units"
+        waiting = self.attentions.setdefault(lun, deque())
+        if code not in waiting:
+            waiting.append(code)
+        self._nexus()[lun] = 1
+
+    def take_attention(self, lun: int | None) -> Asc | None:
+        """The oldest unit attention of a LUN, once."""
+        waiting = self.attentions.get(lun) if lun is not None else None
+        if not waiting or lun is None:
+            return None
+        code = waiting.popleft()
+        if not waiting:
+            # What was queued before this goes on; compiled code serves the next command again.
+            self._nexus()[lun] = 0
+        return code
+
+    def _nexus(self) -> np.ndarray[Any, Any]:
+        assert self.protocol is not None, "only the full feature phase has units"
+        record = window(self.protocol.address, 1, TARGET)[0]
+        return window(int(record["nexus"]), int(record["lun_count"]), np.int64)
+
+    def free(self) -> None:
+        """Give all memory back. The endpoint's close has completed."""
+        self.drop_login()
+        for buffer in (self.block, self.staging):
+            if buffer is not None:
+                buffer.free()
+        self.block = self.staging = self.protocol = None

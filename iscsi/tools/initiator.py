@@ -1,0 +1,349 @@
+"""`ppe iscsi ls|inq|read|write`, and the errors of all of `ppe iscsi` in an operator's words.
+
+Data goes to stdout or a file, progress and errors to stderr.
+"""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import host
+from host.errors import HostError
+from iscsi.session.blockdev import BlockDevice
+from iscsi.session.blockdev import open as open_device
+from iscsi.session.core import DEFAULT_INITIATOR
+from iscsi.session.discovery import discover
+from iscsi.session.errors import NoSuchUnit, SessionError
+from iscsi.session.initiator import InitiatorSession
+from iscsi.wire.errors import LoginRejected, ProtocolError, ScsiError
+from iscsi.wire.names import Portal
+from iscsi.wire.scsi_data import VpdPage, parse_designators
+from iscsi.wire.url import IscsiUrl, UrlError, parse_url
+from ppe import output
+from ppe.errors import OperatorError, UsageError
+from shm.segment import SegmentError
+
+CHUNK: Final = 4 << 20
+TYPE_NAMES: Final = {
+    0x00: "disk",
+    0x01: "tape",
+    0x05: "cd/dvd",
+    0x0C: "controller",
+    0x0D: "enclosure",
+}
+UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the action that `args` names."""
+    actions = {"ls": ls, "inq": inq, "read": read, "write": write, "perf": perf}
+    with operator_errors():
+        return actions[args.action](args)
+
+
+def perf(args: argparse.Namespace) -> int:
+    """`ppe iscsi perf`."""
+    from iscsi.tools.initiator_perf import perf as measure
+
+    return measure(args)
+
+
+@contextlib.contextmanager
+def operator_errors() -> Iterator[None]:
+    """Turn what sessions, hosts and the system raise into OperatorError."""
+    try:
+        yield
+    except UrlError as error:
+        raise UsageError(str(error), "ppe iscsi ls iscsi://host shows what there is") from error
+    except LoginRejected as error:
+        raise OperatorError(
+            str(error), "ppe iscsi ls lists the target names; -i sets the initiator's name"
+        ) from error
+    except ConnectionRefusedError as error:
+        if isinstance(error, HostError):
+            raise OperatorError(str(error)) from error
+        raise OperatorError(
+            _text(error), "is the target running there, and is that its port?"
+        ) from error
+    except (SessionError, ProtocolError, ScsiError, HostError, SegmentError) as error:
+        raise OperatorError(str(error)) from error
+    except (OSError, ValueError) as error:
+        raise OperatorError(_text(error)) from error
+
+
+def _text(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def options(args: argparse.Namespace) -> dict[str, Any]:
+    """Session options from the flags all actions share."""
+    return {
+        "initiator_name": args.initiator or DEFAULT_INITIATOR,
+        "queue_depth": args.depth,
+        "receive": args.receive,
+        "timeout_s": args.timeout,
+        "login_timeout_s": min(args.timeout, 10.0),
+    }
+
+
+def device(args: argparse.Namespace, engine: Any) -> BlockDevice:
+    """The LUN the URL names."""
+    return open_device(args.url, engine, **options(args))
+
+
+def human(size: int) -> str:
+    """Bytes with a binary unit, exact where that is short."""
+    value, unit = float(size), 0
+    while value >= 1024 and unit < len(UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.4g} {UNITS[unit]}"
+
+
+# --- ls ----------------------------------------------------------------------------------------
+
+
+def ls(args: argparse.Namespace) -> int:
+    """List targets, and LUNs where asked for or where the URL names a target."""
+    url = parse_url(args.url)
+    with host.connect(args.engine) as engine:
+        found = discover(replace(url, target=None, lun=None), engine, **options(args))
+        if url.target is not None:
+            found = [target for target in found if target.name == url.target] or found
+        rows = []
+        for target in found:
+            portals = target.portals or (url.portal,)
+            row: dict[str, Any] = {"target": target.name, "portals": [str(p) for p in portals]}
+            if args.luns or target.name == url.target:
+                row["luns"] = _luns(engine, url, target.name, args)
+            rows.append(row)
+    if args.json:
+        output.write_json({"portal": url.portal.address, "targets": rows})
+        return 0
+    for row in rows:
+        output.write(f"{row['target']}  {' '.join(row['portals'])}")
+        for lun in row.get("luns", ()):
+            size = human(lun["size"]) if lun["size"] is not None else "-"
+            output.write(
+                f"  LUN {lun['lun']:<4} {lun['type']:<11} {size:>11}  "
+                f"{lun['vendor']} {lun['product']}"
+            )
+    return 0
+
+
+def _luns(
+    engine: Any, url: IscsiUrl, target: str, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    found = []
+    with InitiatorSession(engine, replace(url, target=target, lun=0), **options(args)) as session:
+        for lun in session.report_luns():
+            with contextlib.suppress(NoSuchUnit):
+                found.append(_lun_row(session, lun))
+    return found
+
+
+def _lun_row(session: InitiatorSession, lun: int) -> dict[str, Any]:
+    facts = session.inquiry(lun)
+    row: dict[str, Any] = {
+        "lun": lun,
+        "type": TYPE_NAMES.get(facts.device_type, f"type {facts.device_type:#04x}"),
+        "vendor": facts.vendor,
+        "product": facts.product,
+        "size": None,
+        "block_size": None,
+    }
+    if facts.device_type == 0:
+        with contextlib.suppress(ScsiError):
+            capacity = session.read_capacity(lun)
+            row["size"], row["block_size"] = (
+                capacity.blocks * capacity.block_size,
+                capacity.block_size,
+            )
+    return row
+
+
+# --- inq ---------------------------------------------------------------------------------------
+
+
+def inq(args: argparse.Namespace) -> int:
+    """Show INQUIRY data, capacity and the pages that name the unit, or one raw VPD page."""
+    with host.connect(args.engine) as engine:
+        if args.page is not None:
+            with InitiatorSession(engine, _unit(args.url), **options(args)) as session:
+                body = session.vpd(args.page)
+            if args.json:
+                output.write_json({"page": args.page, "body": body.hex()})
+            else:
+                output.write(f"VPD page 0x{args.page:02x}: {body.hex(' ')}")
+            return 0
+        with device(args, engine) as unit:
+            facts = _unit_facts(unit)
+    if args.json:
+        output.write_json(facts)
+    else:
+        shown = {name: value for name, value in facts.items() if value not in (None, "", [])}
+        shown["size"] = f"{facts['size']} ({human(facts['size'])})"
+        for line in output.columns((f"{n}:", str(v)) for n, v in shown.items()):
+            output.write(line)
+    return 0
+
+
+def _unit(text: str) -> IscsiUrl:
+    url = parse_url(text)
+    if url.target is None:
+        raise UrlError(f"{url} names no target")
+    return url
+
+
+def _unit_facts(unit: BlockDevice) -> dict[str, Any]:
+    session = unit.session
+    facts: dict[str, Any] = {"url": unit.url, **asdict(unit.inquiry)}
+    facts.update(block_size=unit.block_size, blocks=unit.block_count, size=unit.size)
+    facts["blocks_per_command"] = unit.geometry.blocks_per_command
+    with contextlib.suppress(ScsiError, ProtocolError):
+        pages = session.vpd(VpdPage.SUPPORTED_PAGES)
+        facts["vpd_pages"] = [f"0x{page:02x}" for page in pages]
+        if VpdPage.UNIT_SERIAL_NUMBER in pages:
+            raw = session.vpd(VpdPage.UNIT_SERIAL_NUMBER)
+            facts["serial"] = raw.decode("ascii", "replace").strip(" \0")
+        if VpdPage.DEVICE_IDENTIFICATION in pages:
+            found = parse_designators(session.vpd(VpdPage.DEVICE_IDENTIFICATION))
+            facts["designators"] = [item.value.hex() for item in found if item.association == 0]
+    facts["session"] = asdict(session.session_params)
+    facts["connection"] = asdict(session.connection_params)
+    return facts
+
+
+# --- read and write ----------------------------------------------------------------------------
+
+
+class Progress:
+    """A line on a terminal's stderr, at most ten times a second; silent elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._shown = max(total, 1), -1
+        self._on = sys.stderr.isatty()
+
+    def show(self, done: int) -> None:
+        """Say how far it is."""
+        percent = 100 * done // self._total
+        if self._on and percent != self._shown:
+            self._shown = percent
+            sys.stderr.write(f"\r{human(done)} of {human(self._total)} ({percent} %) ")
+            sys.stderr.flush()
+
+    def end(self) -> None:
+        """Leave the line."""
+        if self._on and self._shown >= 0:
+            sys.stderr.write("\n")
+
+
+def _extent(unit: BlockDevice, args: argparse.Namespace) -> int:
+    blocks = unit.block_count - args.lba if args.blocks is None else args.blocks
+    unit.geometry.check(args.lba, blocks)
+    return int(blocks)
+
+
+def _summary(unit: BlockDevice, args: argparse.Namespace, done: int) -> dict[str, Any]:
+    return {"url": unit.url, "lba": args.lba, "blocks": done // unit.block_size, "bytes": done}
+
+
+def read(args: argparse.Namespace) -> int:
+    """Copy blocks to a file or stdout. A file that could not be filled is left as it is."""
+    if args.json and args.output == "-":
+        raise UsageError("--json and the data cannot both go to stdout", "name a file with -o")
+    with host.connect(args.engine) as engine, device(args, engine) as unit:
+        size = _extent(unit, args) * unit.block_size
+        progress = Progress(size)
+        step = max(CHUNK // unit.block_size, 1) * unit.block_size
+        with _output(args.output) as sink, unit.alloc(min(step, size)) as buffer:
+            for at in range(0, size, step):
+                piece = buffer.array[: min(step, size - at)]
+                unit.readinto(args.lba + at // unit.block_size, piece)
+                sink.write(piece.data)
+                progress.show(at + piece.nbytes)
+        progress.end()
+        summary = _summary(unit, args, size)
+    if args.json:
+        output.write_json(summary)
+    return 0
+
+
+def write(args: argparse.Namespace) -> int:
+    """Copy a file or stdin to blocks, and flush the unit's cache."""
+    with host.connect(args.engine) as engine, device(args, engine) as unit:
+        room = _extent(unit, args) * unit.block_size
+        step = max(CHUNK // unit.block_size, 1) * unit.block_size
+        done = 0
+        with _input(args.input) as source, unit.alloc(step) as buffer:
+            progress = Progress(_length(source, room))
+            while length := _fill(source, buffer.array.data, args.pad, unit.block_size):
+                if done + length > room:
+                    raise OperatorError(
+                        f"the data is longer than the {human(room)} from block {args.lba} on",
+                        f"{human(done)} were written; cut it with --blocks",
+                    )
+                unit.write(args.lba + done // unit.block_size, buffer.array[:length])
+                done += length
+                progress.show(done)
+        if not args.no_flush:
+            unit.flush()
+        progress.end()
+        summary = _summary(unit, args, done)
+    if args.json:
+        output.write_json(summary)
+    else:
+        output.say(f"{human(done)} written at block {args.lba}")
+    return 0
+
+
+def _fill(source: BinaryIO, into: memoryview, pad: bool, block_size: int) -> int:
+    """Read until the memory is full or the source ends. Bytes, in whole blocks."""
+    length = 0
+    while length < len(into):
+        came = source.readinto(into[length:])  # type: ignore[attr-defined]
+        if not came:
+            break
+        length += came
+    over = length % block_size
+    if over and not pad:
+        raise OperatorError(
+            f"the data ends {over} bytes into a block of {block_size}",
+            "--pad fills the last block with zeros",
+        )
+    if over:
+        into[length : length + block_size - over] = bytes(block_size - over)
+        length += block_size - over
+    return length
+
+
+def _length(source: BinaryIO, room: int) -> int:
+    try:
+        return min(Path(source.name).stat().st_size, room)
+    except (OSError, TypeError, AttributeError):
+        return room
+
+
+@contextlib.contextmanager
+def _output(name: str) -> Iterator[BinaryIO]:
+    if name == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    with Path(name).open("wb") as sink:
+        yield sink
+
+
+@contextlib.contextmanager
+def _input(name: str) -> Iterator[BinaryIO]:
+    if name == "-":
+        yield sys.stdin.buffer
+        return
+    with Path(name).open("rb") as source:
+        yield source
+
+
+__all__ = ["Portal", "device", "human", "operator_errors", "options", "run"]

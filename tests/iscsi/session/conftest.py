@@ -1,0 +1,59 @@
+"""One tgtd and one sleeping engine for each module that asks for them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.iscsi.session.tgt import WAIT_S, tgt_target
+
+READY_S = 90  # a cold cache compiles the engine first
+
+
+@pytest.fixture(scope="module")
+def tgt(tmp_path_factory):
+    with tgt_target(tmp_path_factory.mktemp("tgt")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory):
+    """The name of an engine in a process of its own, which this module alone can see."""
+    folder = tmp_path_factory.mktemp("engine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PPE_RUNTIME_DIR", str(folder / "run"))
+        patch.setenv("PPE_CPU_LOCK_DIR", str(folder / "locks"))
+        command = [sys.executable, "-m", "ppe", "up", "--name", "session", "--json"]
+        command += ["--idle", "sleep", "--force"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=READY_S, check=False, env=os.environ
+        )
+        assert done.returncode == 0, done.stderr
+        pid = json.loads(done.stdout)["pid"]
+        try:
+            yield "session"
+        finally:
+            os.kill(pid, signal.SIGTERM)
+            _wait_until_gone(pid)
+
+
+def _wait_until_gone(pid):
+    from tests.iscsi.session.tgt import wait_for
+
+    def gone():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    wait_for(gone, f"engine {pid} to end within {WAIT_S} s")
+
+
+@pytest.fixture(params=["inline:", "daemon"])
+def engine_name(request):
+    """Both placements: the caller's own thread, and an engine elsewhere."""
+    return request.param if request.param == "inline:" else request.getfixturevalue("daemon")
