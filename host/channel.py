@@ -148,6 +148,10 @@ class Channel:
         self._map()
         arenas.on_change.append(self._map)
         self._out = np.zeros(POLL_MAX, CQE)
+        # Asking an array for its address costs a microsecond, and every call would.
+        self._at, self._out_at = address_of(self._context), address_of(self._out)
+        at = offset(CHANNEL, "state")
+        self._shared_state = shared[at : at + 8].view(np.int64)
         self._backlog: deque[Completion] = deque()
         self._next_own = _OWN
         self._closed = False
@@ -161,7 +165,7 @@ class Channel:
     def context(self) -> int:
         """What compiled workers pass to `host.native`. Valid while the channel is open."""
         self._check()
-        return address_of(self._context)
+        return self._at
 
     @property
     def limit(self) -> int:
@@ -255,8 +259,7 @@ class Channel:
     @property
     def is_running(self) -> bool:
         """Whether the engine is there."""
-        at = offset(CHANNEL, "state")
-        return int(self._shared[at : at + 8].view(np.int64)[0]) == STATE_RUNNING
+        return int(self._shared_state[0]) == STATE_RUNNING
 
     # --- posting ---------------------------------------------------------------------------
 
@@ -281,7 +284,7 @@ class Channel:
                 f"a transfer is of 1 to {LENGTH_MAX} bytes of contiguous memory, not {size} bytes"
                 + ("" if array.flags.c_contiguous else " with gaps")
             )
-        context = address_of(self._context)
+        context = self._at
         return self._answer(
             doors.post_transfer(
                 context, opcode, flags, endpoint, user_data, address_of(array), size
@@ -328,7 +331,7 @@ class Channel:
 
     def _post_plain(self, opcode: int, endpoint: int, user_data: int, arg0: int = 0) -> bool:
         self._ready_to_post()
-        context = address_of(self._context)
+        context = self._at
         return doors.post_plain(context, opcode, 0, endpoint, user_data, arg0) > 0
 
     def post_nop(self, user_data: int = 0) -> bool:
@@ -359,7 +362,7 @@ class Channel:
     ) -> bool:
         self._ready_to_post()
         packed = np.frombuffer(pack_socket_address(*address), np.uint8)
-        context = address_of(self._context)
+        context = self._at
         return (
             doors.post_address(
                 context, opcode, flags, user_data, arg0, address_of(packed), packed.nbytes
@@ -403,7 +406,7 @@ class Channel:
         limit = min(limit, POLL_MAX)
         count = 0
         if not self._backlog:
-            count = doors.poll(address_of(self._context), address_of(self._out), limit)
+            count = doors.poll(self._at, self._out_at, limit)
             if count == 0 and not self.is_running and not self._flushed:
                 self._queue_flushed()
         while self._backlog and count < limit:
@@ -414,7 +417,7 @@ class Channel:
         return self._out[:count]
 
     def _fetch(self, limit: int) -> list[Completion]:
-        count = doors.poll(address_of(self._context), address_of(self._out), limit)
+        count = doors.poll(self._at, self._out_at, limit)
         if count == 0:
             return [] if self.is_running or self._flushed else self._flush()
         return [_completion(row) for row in self._out[:count].tolist()]
@@ -445,7 +448,7 @@ class Channel:
             raise ValueError(f"wait_n of {n}: at least 1")
         if len(self._backlog) >= n:
             return WaitResult(len(self._backlog), "threshold")
-        context = address_of(self._context)
+        context = self._at
         n -= len(self._backlog)
         if int(self._state[0]["signalled"]) == 0 and timeout_s is None:
             ready = doors.ready_count(context, n) + len(self._backlog)
@@ -497,6 +500,8 @@ class Channel:
             found = self.pick(user_data)
             if found is not None:
                 return found
+            if self.outstanding == 0 and not self.is_running:
+                raise EngineDied("the engine of this channel is gone: connect again")
             if self.outstanding == 0:
                 raise NothingOutstanding(f"no operation with user_data {user_data} is outstanding")
             left = None if deadline is None else (deadline - monotonic_ns()) / 1e9

@@ -45,6 +45,7 @@ PUMP: Final = record(
     Field("ahead_address", "<i8"),  # of the predicted data's receive
     Field("ahead_length", "<i8"),
     Field("ahead_posted", "<i8"),
+    Field("cancel_due", "<i8"),  # 1: something else came, that receive has to be taken back
     Field("tx_address", "<i8"),  # taken from the protocol, not posted yet
     Field("tx_length", "<i8"),
     Field("tx_base", "<i8"),  # the transport's count when the pump began
@@ -73,7 +74,7 @@ class PumpFunctions(NamedTuple):
     """What `make_pump` gives, all nopython, all on the address of a PUMP."""
 
     send: Callable[[int], int]  # post what there is to send; bytes posted
-    receive: Callable[[int], int]  # keep receives posted; how many were added
+    receive: Callable[[int], int]  # keep receives posted; how many operations were added
     event: Callable[[int, int], int]  # feed one completion (address of its CQE); the error so far
 
 
@@ -166,20 +167,36 @@ def _received_at(pump: int, kind: int) -> int:
         return int(mine["staging"] + (kind & 1) * mine["staging_size"])
     if kind == RX_AHEAD:
         mine["ahead_posted"] = 0
+        mine["cancel_due"] = 0
         return int(mine["ahead_address"])
     return int(mine["rx_address"])
 
 
 @nopython
 def _withdraw_ahead(pump: int) -> None:
-    """After a header: if something else came than was foreseen, take the data's receive back."""
+    """After a header: if something else came than was foreseen, have the data's receive taken back.
+
+    `receive` posts that, because its caller rings the engine's bell.
+    """
     mine = pump_at(pump)[0]
     if mine["ahead_posted"] == 0:
         return
     port = port_at(mine["conn"])[0]
     as_foreseen = port["want_address"] == mine["ahead_address"]
     if not as_foreseen or port["want_length"] < mine["ahead_length"]:
-        native.post_cancel(mine["context"], mine["endpoint"], pump | CANCEL, pump | RX_AHEAD)
+        mine["cancel_due"] = 1
+
+
+@nopython
+def _cancel_ahead(pump: int) -> int:
+    """Post the cancellation that is due. Return how many operations were added."""
+    mine = pump_at(pump)[0]
+    if mine["cancel_due"] == 0:
+        return 0
+    posted = native.post_cancel(mine["context"], mine["endpoint"], pump | CANCEL, pump | RX_AHEAD)
+    if posted > 0:
+        mine["cancel_due"] = 0
+    return posted
 
 
 @nopython
@@ -236,7 +253,7 @@ def _make_receive(predict: Any) -> Callable[[int], int]:
             return 0
         if mine["mode"] == STAGED:
             return _receive_staged(pump)
-        added = _receive_exact(pump)
+        added = _cancel_ahead(pump) + _receive_exact(pump)
         if mine["mode"] == COALESCED and mine["rx_posted"] == 1 and mine["ahead_posted"] == 0:
             address, length = predict(mine["conn"])
             added += _receive_ahead(pump, address, length)

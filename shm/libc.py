@@ -75,7 +75,7 @@ def _errno_reader() -> Any:
 
     @nopython
     def current() -> int:
-        return read(_errno_location())
+        return read(_errno_location())  # type: ignore[call-arg]
 
     return current
 

@@ -148,34 +148,23 @@ def _verify(url: str) -> dict[str, Any]:
     }
 
 
+def _perf(url: str, seconds: float, depth: int, *words: str) -> dict[str, Any]:
+    load = ("iscsi", "perf", url, "--engine", ENGINE, "-m", str(depth), "-b", "8", "--random")
+    return _run_json(*load, "-t", str(seconds), *words)
+
+
 def _coalescing(url: str, seconds: float) -> list[dict[str, Any]]:
     """Reads at depth 1, header then data against both with one `wait_n(2)`: sleeps per command."""
-    import iscsi
-
-    rows = []
     output.say("· 4 KiB reads one at a time: waiting for header and data apart, then together")
-    for mode in ("exact", "coalesced"):
-        with iscsi.open(url, engine=ENGINE, queue_depth=1, receive=mode) as disk:
-            blocks = 4096 // disk.block_size
-            with disk.alloc(4096) as buffer:
-                before, commands = disk.counts, 0
-                end = time.monotonic() + seconds
-                while time.monotonic() < end:
-                    disk.readinto(commands * blocks % (disk.block_count - blocks), buffer.array)
-                    commands += 1
-                after = disk.counts
-        spent = {key: after[key] - before[key] for key in ("completed", "sleeps")}
-        rows.append({"receive": mode, "commands": commands, **spent})
-    return rows
+    return [_perf(url, seconds, 1, "--receive", mode) for mode in ("exact", "coalesced")]
 
 
 def _loads(url: str, seconds: float) -> list[dict[str, Any]]:
     found = []
     for depth in (1, 32):
         for flags in ((), ("--write",)):
-            words = ("iscsi", "perf", url, "--engine", ENGINE, "-m", str(depth), "-b", "8")
             output.say(f"· 4 KiB random {'writes' if flags else 'reads'}, {depth} outstanding")
-            found.append(_run_json(*words, "-t", str(seconds), "--random", *flags))
+            found.append(_perf(url, seconds, depth, *flags))
     return found
 
 
@@ -203,10 +192,11 @@ def load_rows(loads: list[dict[str, Any]]) -> list[list[str]]:
     """The table of loads: a row each."""
     rows = [["4 KiB random", "depth", "IOPS", "p50 µs", "p99 µs", "host CPU µs/op", "sleeps/op"]]
     for load in loads:
-        latency = load["latency_us"]
+        operation = "write" if load["writes"] else "read"
+        latency = load[f"{operation}_latency_us"]
         rows.append(
             [
-                load["operation"],
+                operation,
                 str(load["depth"]),
                 f"{load['iops']:,.0f}",
                 f"{latency['p50']:.1f}",
@@ -220,13 +210,13 @@ def load_rows(loads: list[dict[str, Any]]) -> list[list[str]]:
 
 def wait_rows(rows: list[dict[str, Any]]) -> list[str]:
     """What `wait_n(2)` saved, in words."""
-    each = {row["receive"]: row["sleeps"] / max(row["commands"], 1) for row in rows}
-    together = next(row for row in rows if row["receive"] == "coalesced")
-    saved = (each["exact"] - each["coalesced"]) * together["commands"]
+    each = {row["receive"]: row["sleeps_per_io"] for row in rows}
+    commands = next(row["reads"] for row in rows if row["receive"] == "coalesced")
+    saved = (each["exact"] - each["coalesced"]) * commands
     return [
         f"waiting for header, then data   {each['exact']:.2f} sleeps a command",
         f"wait_n(2) for both              {each['coalesced']:.2f} sleeps a command",
-        f"wake-ups saved                  {saved:,.0f} in {together['commands']:,} commands",
+        f"wake-ups saved                  {saved:,.0f} in {commands:,} commands",
     ]
 
 

@@ -242,7 +242,7 @@ class Progress:
 
 
 def _extent(unit: BlockDevice, args: argparse.Namespace) -> int:
-    blocks = unit.block_count - args.lba if args.blocks is None else args.blocks
+    blocks = max(unit.block_count - args.lba, 1) if args.blocks is None else args.blocks
     unit.geometry.check(args.lba, blocks)
     return int(blocks)
 

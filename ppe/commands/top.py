@@ -1,6 +1,7 @@
 """`ppe top`: an engine's accounts, live, as rates per second."""
 
 import argparse
+import json
 import time
 from typing import Any
 
@@ -74,7 +75,7 @@ def _display() -> Any:
 
 def _show(display: Any, view: list[dict[str, Any]]) -> None:
     if display is None:
-        output.write_json({"engines": view})
+        output.write(json.dumps({"engines": view}))
         return
     from rich.table import Table
 

@@ -4,7 +4,15 @@ A pass touches only endpoints in a ready list, so idle connections cost nothing.
 each list at most once (`receive_queued`, `transmit_queued`), so the lists cannot overflow.
 """
 
-from ppe.cycle.accounts import E_BYTES_OUT, E_COMPLETIONS, ENDPOINT_STATS, ENDPOINT_STATS_SIZE, add
+from ppe.cycle.accounts import (
+    CHANNEL_STATS,
+    CHANNEL_STATS_SIZE,
+    E_BYTES_OUT,
+    E_COMPLETIONS,
+    ENDPOINT_STATS,
+    ENDPOINT_STATS_SIZE,
+    add,
+)
 from ppe.cycle.operations import channel_row_of, finish, free_operation, operation_of
 from ppe.cycle.records import (
     ENDPOINT_SIZE,
@@ -24,6 +32,7 @@ from shm.operations import INDEX_BITS, INDEX_MASK, next_generation
 _ID = offset(ENDPOINT_STATS, "id")
 _CHANNEL = offset(ENDPOINT_STATS, "channel")
 _STATE = offset(ENDPOINT_STATS, "state")
+_ENDPOINTS = offset(CHANNEL_STATS, "endpoints")
 
 
 @nopython
@@ -66,6 +75,15 @@ def set_state(engine: int, index: int, state: int) -> None:
 
 
 @nopython
+def _count_endpoint(engine: int, channel: int, change: int) -> None:
+    """Change how many endpoints a channel has, and show it."""
+    row = row_at(channel_row_of(engine, channel))[0]
+    row["endpoints"] += change
+    stats = engine_at(engine)[0]["channel_rows"] + channel * CHANNEL_STATS_SIZE
+    store_relaxed(stats + _ENDPOINTS, row["endpoints"])
+
+
+@nopython
 def new_endpoint(engine: int, channel: int, descriptor: int, state: int) -> int:
     """Index of a new endpoint of the channel, or -1: the table or the client's share is full."""
     mine = engine_at(engine)[0]
@@ -75,7 +93,7 @@ def new_endpoint(engine: int, channel: int, descriptor: int, state: int) -> int:
         return NONE
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
     mine["free_endpoint"] = endpoint["next"]
-    row["endpoints"] += 1
+    _count_endpoint(engine, channel, 1)
     endpoint["channel"] = channel
     endpoint["descriptor"] = descriptor
     endpoint["readable"] = 0
@@ -104,7 +122,7 @@ def free_endpoint(engine: int, index: int) -> None:
     """Return a row whose transport is closed and whose queues are empty."""
     mine = engine_at(engine)[0]
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
-    row_at(channel_row_of(engine, endpoint["channel"]))[0]["endpoints"] -= 1
+    _count_endpoint(engine, endpoint["channel"], -1)
     endpoint["generation"] = next_generation(endpoint["generation"])
     set_state(engine, index, FREE)
     endpoint["next"] = mine["free_endpoint"]

@@ -61,6 +61,7 @@ _send = external("send", _I64, _I32, _PTR, _I64, _I32)
 _epoll_ctl = external("epoll_ctl", _I32, _I32, _I32, _I32, _PTR)
 _epoll_wait = external("epoll_wait", _I32, _I32, _PTR, _I32, _I32)
 _mmap = external("mmap", _I64, _PTR, _I64, _I32, _I32, _I32, _I64)
+_mlock = external("mlock", _I32, _PTR, _I64)
 _signal = external("signal", _I64, _I32, _I64)
 _sigaction = external("sigaction", _I32, _I32, _PTR, _PTR)
 _sched_yield = external("sched_yield", _I32)
@@ -205,6 +206,12 @@ def map_zeros(address: int, size: int, exclusive: bool) -> int:
     placement = MAP_FIXED_NOREPLACE if exclusive else MAP_FIXED
     got = _mmap(address, size, PROT_READ_WRITE, placement | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     return -last_errno() if got == -1 else got
+
+
+@nopython
+def lock_memory(address: int, size: int) -> int:
+    """mlock(2): 0 or `-errno`."""
+    return _result(_mlock(address, size))
 
 
 @nopython

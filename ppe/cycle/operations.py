@@ -3,7 +3,13 @@
 An operation is in exactly one place: free, in a queue of its endpoint, or named by it.
 """
 
-from ppe.cycle.accounts import ERROR_BAD_OPERATION, INDEX
+from ppe.cycle.accounts import (
+    CHANNEL_STATS,
+    CHANNEL_STATS_SIZE,
+    ERROR_BAD_OPERATION,
+    INDEX,
+    add,
+)
 from ppe.cycle.records import (
     CHANNEL_ROW_SIZE,
     NONE,
@@ -17,11 +23,13 @@ from shm.channel import COVERED, UNSIGNALLED, complete, complete_silently
 from shm.counters import count
 from shm.error_log import log_error
 from shm.jit import nopython
+from shm.layout import offset
 from shm.libc import monotonic_ns
 from shm.memory import store_32
 from shm.records import wqe_at
 
 _REFUSED = INDEX["refused"]
+_CHANNEL_REFUSED = offset(CHANNEL_STATS, "refused")
 
 
 @nopython
@@ -122,6 +130,7 @@ def refuse(engine: int, channel: int, wqe: int, status: int) -> int:
     """Complete a WQE that cannot be done with `-errno`, and count whose fault it was."""
     mine, entry = engine_at(engine)[0], wqe_at(wqe)[0]
     count(mine["counters"], _REFUSED, 1)
+    add(mine["channel_rows"] + channel * CHANNEL_STATS_SIZE + _CHANNEL_REFUSED, 1)
     log_error(mine["errors"], ERROR_BAD_OPERATION, -status, channel, monotonic_ns())
     finish(
         engine,

@@ -1,7 +1,6 @@
 """Building an engine: every table it will ever need, allocated once and locked if allowed."""
 
 import contextlib
-import ctypes
 import errno
 import mmap
 import os
@@ -11,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ppe.cycle import guard
+from ppe.cycle import guard, libc
 from ppe.cycle.accounts import ENGINE_INFO, AccountsLayout, create_accounts
 from ppe.cycle.readiness import poller
 from ppe.cycle.readiness.epoll import EpollPoller
@@ -28,11 +27,16 @@ from ppe.cycle.records import (
     VECTOR_SIZE,
 )
 from shm.clock import cycles_per_ns
+from shm.jit import entry
 from shm.records import SLOTS_PER_OPERATION_MAX, WQE
 from shm.view import address_of
 
 MESSAGE_SIZE: Final = 64  # struct msghdr takes 56
-_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@entry("int64(intp, int64)")
+def _lock(address: int, size: int) -> int:
+    return libc.lock_memory(address, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +186,9 @@ class EngineTables:
         for address, size in ranges:
             start = address & ~(mmap.PAGESIZE - 1)
             length = address + size - start
-            if _LIBC.mlock(ctypes.c_void_p(start), ctypes.c_size_t(length)) != 0:
-                reason = errno.errorcode.get(ctypes.get_errno(), "?")
+            outcome = _lock(start, length)
+            if outcome < 0:
+                reason = errno.errorcode.get(-outcome, "?")
                 needed = sum(s for _, s in ranges) >> 20
                 return (
                     f"the engine's tables are not locked ({reason}): raise RLIMIT_MEMLOCK to "

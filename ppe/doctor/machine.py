@@ -4,8 +4,6 @@ All of /proc and /sys is read below `root`; what only the process itself can tel
 capabilities, system calls) is in ProcessFacts, so a test can describe any machine.
 """
 
-import ctypes
-import errno
 import gc
 import os
 import resource
@@ -15,12 +13,12 @@ from pathlib import Path
 from typing import Final
 
 from ppe.cputime import CpuTicks, busy_fractions, parse_stat
+from ppe.doctor.libc import io_uring_errno
 from ppe.topology import SYSTEM_ROOT, Topology, read_text, read_topology
 
 SAMPLE_MS: Final = 200
 GAP_NS: Final = 10_000  # Longer than any single step of the loop below, shorter than a switch.
 CAP_IPC_LOCK, CAP_SYS_ADMIN, CAP_PERFMON = 14, 21, 38
-SYS_IO_URING_SETUP: Final = 425  # The same number on every architecture.
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,17 +204,7 @@ def read_process_facts(root: Path = SYSTEM_ROOT) -> ProcessFacts:
         nofile_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         capabilities=capabilities,
         policy=os.sched_getscheduler(0),
-        io_uring_errno=_io_uring_errno(),
+        io_uring_errno=io_uring_errno(),
         shm_total=shm_total,
         shm_free=shm_free,
     )
-
-
-def _io_uring_errno() -> int:
-    # A null parameter block: an allowed call answers EFAULT or EINVAL and makes no ring, a
-    # seccomp filter (Docker's default) EPERM, an old kernel ENOSYS. ctypes, because the engine's
-    # own libc module belongs to compiled code and would load the compiler.
-    libc = ctypes.CDLL(None, use_errno=True)
-    ctypes.set_errno(0)
-    result = libc.syscall(ctypes.c_long(SYS_IO_URING_SETUP), ctypes.c_uint(0), ctypes.c_void_p())
-    return ctypes.get_errno() if result < 0 else errno.EINVAL

@@ -193,9 +193,9 @@ class RawChannel:
 
     def pair(self):
         """Two connected endpoints of this channel."""
-        listener, port = self.listen()
+        self.listener, port = self.listen()
         self.post(CONNECT, slots=2, user_data=1, second=loopback(port))
-        self.post(ACCEPT, endpoint=listener, user_data=2)
+        self.post(ACCEPT, endpoint=self.listener, user_data=2)
         ends = {done["user_data"]: done for done in (self.poll(), self.poll())}
         assert all(done["status"] == 0 for done in ends.values()), ends
         return ends[1]["endpoint"], ends[2]["endpoint"]

@@ -72,7 +72,6 @@ class RunningEngine:
 
     def complaints(self):
         """Return what the engine wrote to its standard error."""
-        self.log.flush()
         return Path(self.log.name).read_text()
 
     @property

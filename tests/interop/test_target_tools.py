@@ -170,9 +170,9 @@ def test_a_signal_stops_the_server_in_order_with_a_client_connected(number):
 
 
 def test_a_second_server_on_the_same_portal_says_so():
-    with Served("--ram", "1M") as server:
-        with pytest.raises(AssertionError, match="another server listens there"):
-            Served("--ram", "1M", "--portal", server.portal)
+    refused = pytest.raises(AssertionError, match="another server listens there")
+    with Served("--ram", "1M") as server, refused:
+        Served("--ram", "1M", "--portal", server.portal)
 
 
 def test_nothing_is_lost_when_the_client_resets(served):

@@ -1,4 +1,4 @@
-"""A tgtd of the tests' own: one process, one target, RAM-like LUNs on files in a temporary folder."""
+"""A tgtd of the tests' own: one process, one target, LUNs on files in a temporary folder."""
 
 import os
 import socket

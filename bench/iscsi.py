@@ -1,0 +1,251 @@
+"""`ppe bench iscsi`: our initiator and our target against libiscsi, tgt and the floor.
+
+IOPS of a closed loop over loopback on a LUN in memory. The one rule: a reference runs in each of
+its layouts, and the best of them is what ours is compared with.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Final
+
+from bench import iscsi_cpu
+from bench.harness import Measurement, Result, Run, best_layout
+from bench.iscsi_loads import Layout, Shape, await_quiet, floor, iscsi_perf, our_client, qemu_img
+from bench.iscsi_peers import LUN_BYTES, Engine, Target, Tgt, our_target
+from bench.plan import Goal, Plan
+from bench.reference_build import ReferenceMissing
+
+SHAPES: Final = (Shape(1, 4096), Shape(32, 4096), Shape(32, 65536))
+OPS: Final = ("read", "write")
+IO_THREADS: Final = (16, 1)  # tgtd's default, and what one connection needs
+CHUNKS: Final = (64 << 10, 256 << 10)
+PROBES: Final = 2  # runs of each layout before the best is chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How long runs are. Commands are a base that each shape scales."""
+
+    seconds: float
+    commands: int
+    quiet_s: float
+
+    def count(self, shape: Shape) -> int:
+        """Commands of a tool that takes a number: as long as the others run, roughly."""
+        return self.commands * (4 if shape.depth > 1 and shape.size <= 4096 else 1)
+
+
+QUICK: Final = Sizes(0.04, 400, 0.0)
+FULL: Final = Sizes(0.15, 3000, 0.4)
+
+
+def _goals() -> Iterator[Goal]:
+    bounds: tuple[tuple[str, dict[str, float], str], ...] = (
+        ("libiscsi", {"qd1_4k": 1.3, "qd32_4k": 2.0}, "our initiator / libiscsi, on our target"),
+        (
+            "tgt",
+            {"qd1_4k": 1.5, "qd32_4k": 2.5, "qd32_64k": 1.3},
+            "our target / tgtd, under our initiator",
+        ),
+        ("floor", {"qd1_4k": 0.6, "qd32_4k": 0.5}, "our initiator and target / as many bytes in C"),
+    )
+    for reference, wanted, says in bounds:
+        for op in OPS:
+            for load, bound in wanted.items():
+                yield Goal(f"ours_over_{reference}_{op}_{load}", "≥", bound, f"{op}: {says}")
+    says = "spinning engine / inline, sleeping"
+    yield Goal("host_cpu_amp_over_inline", "≤", 0.7, f"initiator's CPU per 4 KiB read: {says}")
+    yield Goal("total_cpu_amp_over_inline", "≤", 1.1, f"CPU of all processes per read: {says}")
+
+
+GOALS: Final = tuple(_goals())
+METHOD: Final = (
+    f"IOPS in a closed loop over loopback TCP, a LUN of {LUN_BYTES >> 20} MiB in memory, no "
+    "digests; warm-up discarded; runs wait a moment for both cores to be idle before they begin",
+    "libiscsi: iscsi-perf for reads, random; for writes qemu-img bench -w, sequential as ours then "
+    "is too: libiscsi driven by QEMU's block layer, in qemu-img's process",
+    "tgt: tgtd on a file in the page cache, every block written; the client is our initiator, at "
+    "random addresses; iscsi-perf and qemu-img on both targets stand beside it in the runs",
+    "floor: a C program that moves the same bytes as one command and its answer (immediate data), "
+    "both ends polling, one core each; ours is the inline initiator and the inline target, alike",
+    "CPU per I/O: process clocks, empty polls included; loopback does the receiver's protocol work "
+    "in the sender's system call. The target sleeps on core a; inline, the initiator has core b; "
+    "with an engine, that has core b and the initiator shares core a with the target",
+    "a target or engine not in use is stopped (SIGSTOP)",
+)
+
+
+@dataclass(slots=True)
+class Bench:
+    """What the measurements share; processes start when first asked for."""
+
+    plan: Plan
+    folder: str
+    stack: contextlib.ExitStack
+    sizes: Sizes
+    _started: dict[str, Target | ReferenceMissing] = field(default_factory=dict)
+
+    def ours(self, idle: str) -> Target:
+        """Our target, waiting as `idle` says."""
+        return self._get(f"ours {idle}", lambda: our_target(self.plan.b, idle))
+
+    def tgt(self, io_threads: int) -> Target:
+        """A tgtd. Raises ReferenceMissing, each time for the reason of the first."""
+        return self._get(f"tgt {io_threads}", lambda: Tgt(self.folder, io_threads))
+
+    def _get(self, name: str, start: Callable[[], Target]) -> Target:
+        if name not in self._started:
+            try:
+                self._started[name] = target = start()
+                self.stack.callback(target.close)
+            except ReferenceMissing as error:
+                self._started[name] = error
+        found = self._started[name]
+        if isinstance(found, ReferenceMissing):
+            raise ReferenceMissing(str(found))
+        return found
+
+    def load(
+        self, target: Callable[[], Target], layout: Layout, op: str, shape: Shape, is_random: bool
+    ) -> Run:
+        """A run of our initiator."""
+        return self.quietly(
+            lambda: our_client(target(), layout, op, shape, self.sizes.seconds, is_random=is_random)
+        )
+
+    def libiscsi(self, target: Callable[[], Target], layout: Layout, op: str, shape: Shape) -> Run:
+        """A run of libiscsi: iscsi-perf, which only reads, or qemu-img."""
+        if op == "read":
+            return self.quietly(lambda: iscsi_perf(target(), layout, shape, self.sizes.seconds))
+        count = self.sizes.count(shape)
+        return self.quietly(lambda: qemu_img(target(), layout, op, shape, count))
+
+    def quietly(self, run: Run) -> Run:
+        """The same run, begun when the cores are idle or waiting for that took too long."""
+
+        def waited() -> Measurement:
+            await_quiet((self.plan.a, self.plan.b), self.sizes.quiet_s)
+            return run()
+
+        return waited
+
+    def best(self, layouts: Mapping[str, Run]) -> Run:
+        """The fastest layout of several; with --quick the first. Its errors come when it runs."""
+        first = next(iter(layouts))
+        if not self.plan.quick and len(layouts) > 1:
+            probes = {name: _fastest_of(PROBES, run) for name, run in layouts.items()}
+            with contextlib.suppress(ReferenceMissing):
+                first, _ = best_layout(probes, lower_is_better=False)
+        return layouts[first]
+
+
+def measure(plan: Plan) -> Result:
+    """Run the whole benchmark. Raises PeerFailed or BenchmarkFailed when our own side fails."""
+    sizes = QUICK if plan.quick else FULL
+    config = {**plan.config(), **asdict(sizes), "lun_bytes": LUN_BYTES}
+    result = Result("iscsi", config, (plan.a, plan.b), plan.clock())
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ppe-bench-"))
+        bench = Bench(plan, folder, stack, sizes)
+        for shape in SHAPES:
+            for op in OPS:
+                _over_libiscsi(result, bench, op, shape)
+                _over_tgt(result, bench, op, shape)
+                _over_floor(result, bench, op, shape)
+        cpu = iscsi_cpu.Cpu(plan, bench.ours("sleep"), sizes.seconds, sizes.quiet_s)
+        engines = {}
+        for idle in ("spin", "sleep"):
+            engine = Engine(folder, plan.b, idle)
+            stack.callback(engine.close)
+            engines[idle] = engine
+        iscsi_cpu.measure(result, cpu, engines)
+    return result
+
+
+def _over_libiscsi(result: Result, bench: Bench, op: str, shape: Shape) -> None:
+    """Initiators on our target."""
+    a, b = bench.plan.a, bench.plan.b
+    bench.plan.say(f"our initiator against libiscsi, {op} {shape.name}")
+    is_random = op == "read"
+    places = {
+        "split, target spinning": ("spin", Layout(a, b)),
+        "split, sleeping": ("sleep", Layout(a, b, "sleep")),
+        "same core, sleeping": ("sleep", Layout(a, a, "sleep")),
+        "unpinned, sleeping": ("sleep", Layout(-1, -1, "sleep")),
+    }
+    ours, theirs = {}, {}
+    for name, (idle, layout) in places.items():
+        target = partial(bench.ours, idle)
+        ours[name] = bench.load(target, layout, op, shape, is_random)
+        theirs[name] = bench.libiscsi(target, layout, op, shape)
+    result.pair(
+        f"ours_over_libiscsi_{op}_{shape.name}",
+        bench.best(ours),
+        bench.best(theirs),
+        bench.plan.repeats,
+    )
+
+
+def _over_tgt(result: Result, bench: Bench, op: str, shape: Shape) -> None:
+    """Targets under our initiator, and under libiscsi beside it."""
+    a, b = bench.plan.a, bench.plan.b
+    bench.plan.say(f"our target against tgt, {op} {shape.name}")
+    ours = {
+        "split, spinning": bench.load(partial(bench.ours, "spin"), Layout(a, b), op, shape, True),
+        "split, sleeping": bench.load(partial(bench.ours, "sleep"), Layout(a, b), op, shape, True),
+    }
+    layouts = {
+        "split": Layout(a, b),
+        "split, client sleeping": Layout(a, b, "sleep"),
+        "same core": Layout(a, a, "sleep"),
+        "unpinned": Layout(-1, -1, "sleep"),
+    }
+    theirs = {
+        f"{name}, {threads} I/O threads": bench.load(
+            partial(bench.tgt, threads), layout, op, shape, True
+        )
+        for threads in IO_THREADS
+        for name, layout in layouts.items()
+    }
+    result.pair(
+        f"ours_over_tgt_{op}_{shape.name}",
+        bench.best(ours),
+        bench.best(theirs),
+        bench.plan.repeats,
+    )
+    if not bench.plan.quick:
+        _libiscsi_on_both(result, bench, op, shape)
+
+
+def _libiscsi_on_both(result: Result, bench: Bench, op: str, shape: Shape) -> None:
+    """What libiscsi says of both targets: its own ceiling lies near what tgt can do."""
+    layout = Layout(bench.plan.a, bench.plan.b)
+    tgt = bench.libiscsi(partial(bench.tgt, IO_THREADS[0]), layout, op, shape)
+    ours = bench.libiscsi(partial(bench.ours, "spin"), layout, op, shape)
+    with contextlib.suppress(ReferenceMissing):
+        result.runs += [tgt(), ours()]
+
+
+def _over_floor(result: Result, bench: Bench, op: str, shape: Shape) -> None:
+    """Both our sides against a C program of the same message sizes."""
+    cores = (bench.plan.a, bench.plan.b)
+    bench.plan.say(f"our two sides against the floor, {op} {shape.name}")
+    count = bench.sizes.count(shape)
+    chunks = {
+        f"{chunk >> 10} KiB": bench.quietly(partial(floor, cores, op, shape, count, chunk))
+        for chunk in CHUNKS
+    }
+    result.pair(
+        f"ours_over_floor_{op}_{shape.name}",
+        bench.load(partial(bench.ours, "spin"), Layout(*cores), op, shape, True),
+        bench.best(chunks),
+        bench.plan.repeats,
+    )
+
+
+def _fastest_of(times: int, run: Run) -> Run:
+    """The best of several runs: one alone may have met a neighbour's."""
+    return lambda: max((run() for _ in range(times)), key=lambda found: found.value)

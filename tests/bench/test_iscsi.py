@@ -1,0 +1,226 @@
+"""`ppe bench iscsi`: every key has a value or a reason, and nothing it started is left."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import iscsi, iscsi_cpu, iscsi_loads, iscsi_peers
+from bench.command import Command
+from bench.harness import Measurement
+from bench.iscsi_loads import Layout, Shape
+from bench.iscsi_peers import Process, Target, Tgt
+from bench.peers import PeerFailed
+from bench.plan import Plan
+from bench.reference_build import ReferenceMissing
+from ppe.cli import Parser
+from shm.histogram import Histogram
+
+LOADS = ("qd1_4k", "qd32_4k", "qd32_64k")
+KEYS = {
+    f"ours_over_{reference}_{op}_{load}"
+    for reference in ("libiscsi", "tgt", "floor")
+    for op in ("read", "write")
+    for load in LOADS
+} | {
+    f"{whose}_cpu_{amp}_over_inline{suffix}"
+    for whose in ("host", "total")
+    for amp in ("amp", "amp_sleep")
+    for suffix in ("", "_spin")
+}
+SPIN = [sys.executable, "-c", "print('{}', flush=True)\nwhile True: pass"]
+WAIT_S = 20
+
+
+def state_of(process):
+    """One letter: R runs, S sleeps, T is stopped."""
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def wait_for_state(process, *wanted):
+    deadline = time.monotonic() + WAIT_S
+    while state_of(process) not in wanted:
+        assert time.monotonic() < deadline, f"{process.name} is not in state {wanted}"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def spinner():
+    process = Process("a spinner", SPIN, -1)
+    try:
+        process.read_object()
+        yield process
+    finally:
+        process.close()
+
+
+@pytest.mark.slow
+@pytest.mark.pinned
+@pytest.mark.interop("tgtd", "tgtadm", "iscsi-perf", "qemu-img", "qemu-iscsi", "gcc")
+@pytest.mark.timeout(600)  # the first run compiles initiator, target and engine
+def test_a_quick_run_measures_every_ratio_and_leaves_nothing_running(tmp_path, capsys, monkeypatch):
+    pids, launch = [], iscsi_peers.subprocess.Popen
+
+    def noted(*arguments, **options):
+        started = launch(*arguments, **options)
+        pids.append(started.pid)
+        return started
+
+    monkeypatch.setattr(iscsi_peers.subprocess, "Popen", noted)
+    sockets = set(Path("/var/run/tgtd").glob("socket.*"))
+    before = os.sched_getaffinity(0)
+    command, parser = Command(), Parser(prog="ppe bench")
+    command.prepare_parser(parser)
+    words = ["iscsi", "--quick", "--repeats", "1", "--json", "--out", str(tmp_path)]
+    assert command.run(parser.parse(words)) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed["ratios"]) == KEYS
+    assert all(value is not None and value > 0 for value in printed["ratios"].values())
+    assert all("core" in run["placement"] for run in printed["runs"])
+    assert len(list(tmp_path.iterdir())) == 1
+    assert os.sched_getaffinity(0) == before
+    assert len(pids) >= 5, "two targets of ours, a tgtd, two engines"
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert set(Path("/var/run/tgtd").glob("socket.*")) <= sockets
+
+
+def test_every_goal_names_a_ratio_there_is():
+    assert {goal.name for goal in iscsi.GOALS} <= KEYS
+
+
+def test_a_process_runs_inside_its_block_and_is_stopped_outside(spinner):
+    spinner.halt()
+    wait_for_state(spinner, "T")
+    with spinner.running():
+        wait_for_state(spinner, "R")
+    wait_for_state(spinner, "T")
+
+
+def test_a_stopped_process_uses_no_cpu_and_a_running_one_does(spinner):
+    spinner.halt()
+    wait_for_state(spinner, "T")
+    stopped = spinner.cpu_ns()
+    time.sleep(0.05)
+    assert spinner.cpu_ns() == stopped
+    deadline = time.monotonic() + WAIT_S
+    with spinner.running():
+        while spinner.cpu_ns() == stopped:
+            assert time.monotonic() < deadline, "it gets no CPU"
+
+
+def test_a_stopped_process_is_ended_all_the_same(spinner):
+    spinner.halt()
+    wait_for_state(spinner, "T")
+    pid = spinner.pid
+    spinner.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_process_is_pinned_and_unpinned(spinner):
+    usable = os.sched_getaffinity(0)
+    spinner.pin(min(usable))
+    assert os.sched_getaffinity(spinner.pid) == {min(usable)}
+    spinner.pin(-1)
+    assert os.sched_getaffinity(spinner.pid) == usable
+
+
+def test_a_process_that_ends_before_it_is_ready_is_quoted():
+    process = Process("it", [sys.executable, "-c", "raise SystemExit('no such thing')"], -1)
+    try:
+        with pytest.raises(PeerFailed, match="it is not ready: no such thing"):
+            process.read_object()
+    finally:
+        process.close()
+
+
+def test_a_missing_tool_is_a_missing_reference(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(iscsi_peers, "SBIN", str(tmp_path))
+    target, layout, shape = (
+        Target(None, "iscsi://nowhere", "none", "sleeping"),
+        Layout(0, 1),
+        Shape(1, 4096),
+    )
+    with pytest.raises(ReferenceMissing, match="iscsi-perf is not installed"):
+        iscsi_loads.iscsi_perf(target, layout, shape, 1)
+    with pytest.raises(ReferenceMissing, match="qemu-img is not installed"):
+        iscsi_loads.qemu_img(target, layout, "write", shape, 10)
+    with pytest.raises(ReferenceMissing, match="tgtd is not installed"):
+        Tgt(str(tmp_path), 1)
+
+
+@pytest.mark.interop("iscsi-perf", "qemu-img")
+def test_a_tool_that_reaches_no_target_is_a_missing_reference(spinner):
+    target = Target(spinner, "iscsi://127.0.0.1:1/iqn.2026-01.org.example:none/0", "none", "")
+    layout, shape = Layout(-1, -1), Shape(1, 4096)
+    with pytest.raises(ReferenceMissing, match="iscsi-perf"):
+        iscsi_loads.iscsi_perf(target, layout, shape, 1)
+    with pytest.raises(ReferenceMissing, match="qemu-img"):
+        iscsi_loads.qemu_img(target, layout, "write", shape, 10)
+
+
+def test_the_last_average_iscsi_perf_says_is_the_one_that_counts():
+    said = (
+        "00:00:02 - lba 8, iops current 14747 (57 MB/s), iops average 14000 (54 MB/s), "
+        "in_flight 32, busy 0\r\n\riops average 27546 (107 MB/s)      \n\nfinished.\n"
+    )
+    assert iscsi_loads.PERF_AVERAGE.findall(said)[-1] == "27546"
+
+
+def test_a_histogram_of_the_load_keeps_every_sample_and_its_median():
+    histogram = Histogram()
+    for value in range(1, 100_001, 7):
+        histogram.record(value)
+    found = iscsi_loads.latency_of(histogram)
+    assert found.count == len(range(1, 100_001, 7))
+    assert found.percentile(50) == pytest.approx(50_000, rel=1 / 32)
+
+
+def bench_with(quick):
+    return iscsi.Bench(Plan(0, 1, quick), "", None, iscsi.QUICK)
+
+
+def runs_of(**values):
+    def run(value):
+        if value is None:
+            raise ReferenceMissing("not here")
+        return Measurement("it", value, "IOPS", "core 0")
+
+    return {name: lambda value=value: run(value) for name, value in values.items()}
+
+
+def test_the_fastest_layout_counts_and_missing_ones_do_not():
+    runs = runs_of(gone=None, slow=1.0, fast=3.0, middle=2.0)
+    assert bench_with(quick=False).best(runs) is runs["fast"]
+    assert bench_with(quick=True).best(runs) is runs["gone"]
+    missing = runs_of(one=None, two=None)
+    with pytest.raises(ReferenceMissing, match="not here"):
+        bench_with(quick=False).best(missing)()
+
+
+def test_a_target_that_cannot_start_is_tried_once_and_its_reason_kept():
+    subject, starts = bench_with(quick=True), []
+
+    def start():
+        starts.append(1)
+        raise ReferenceMissing("no room")
+
+    for _ in range(3):
+        with pytest.raises(ReferenceMissing, match="no room"):
+            subject._get("tgt", start)
+    assert len(starts) == 1
+
+
+def test_total_cpu_is_the_sum_over_all_processes():
+    cost = {"client": 2.0, "target": 3.5, "engine": 4.0}
+    run = Measurement("a read", 1000.0, "IOPS", "core 0", details={"cpu_us_per_io": cost})
+    host = iscsi_cpu._as_host_cpu(run)
+    total = iscsi_cpu._as_total_cpu(host)
+    assert (host.value, total.value) == (2.0, 9.5)
+    assert host.details["iops"] == 1000.0
+    assert np.isclose(sum(cost.values()), total.value)
