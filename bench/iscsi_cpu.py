@@ -12,7 +12,7 @@ from typing import Final
 
 from bench.cores import pinned
 from bench.harness import Measurement, Result, interleave, ratio_of
-from bench.iscsi_loads import Shape, await_quiet, load_on, measurement_of
+from bench.iscsi_loads import Shape, await_quiet, load_on, measurement_of, with_disturbance
 from bench.iscsi_peers import Engine, Process, Target
 from bench.plan import Plan
 from iscsi.session import blockdev
@@ -58,7 +58,14 @@ class Cpu:
     def _run(
         self, engine: str, core: int, others: Mapping[str, Process], placement: str
     ) -> Measurement:
-        await_quiet((self.plan.a, self.plan.b), self.quiet_s)
+        cores = (self.plan.a, self.plan.b)
+        await_quiet(cores, self.quiet_s)
+        ours = [self.target.process, *others.values()]
+        return with_disturbance(lambda: self._read(engine, core, others, placement), cores, ours)
+
+    def _read(
+        self, engine: str, core: int, others: Mapping[str, Process], placement: str
+    ) -> Measurement:
         process = self.target.process
         process.pin(self.plan.a)
         with (

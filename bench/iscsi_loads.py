@@ -9,14 +9,14 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from bench import reference_build
 from bench.cores import pinned
-from bench.harness import Latency, Measurement
+from bench.harness import Latency, Measurement, Run
 from bench.iscsi_peers import Process, Target
 from bench.reference_build import ReferenceMissing
 from bench.samples import BenchmarkFailed
@@ -263,3 +263,28 @@ def await_quiet(cores: tuple[int, int], limit_s: float) -> float:
         if all(after[core].busy - before[core].busy <= QUIET_BUSY_TICKS for core in cores):
             break
     return time.monotonic() - start
+
+
+def with_disturbance(run: Run, cores: tuple[int, int], others: Sequence[Process]) -> Measurement:
+    """Run, and add to the details what share of a core processes that are not ours took meanwhile.
+
+    From the cores' ticks of 10 ms, stolen ones included, less the CPU time of this process, of
+    those it waited for, and of `others` that live on. What it started and still runs is not known.
+    """
+    start, before, mine = time.monotonic(), _busy_s(cores), _own_s(others)
+    found = run()
+    elapsed = time.monotonic() - start
+    foreign = _busy_s(cores) - before - (_own_s(others) - mine)
+    details = {**found.details, "disturbed": round(max(foreign, 0.0) / elapsed, 3)}
+    return replace(found, details=details)
+
+
+def _busy_s(cores: tuple[int, int]) -> float:
+    ticks = parse_stat(Path("/proc/stat").read_text())
+    return sum(ticks[core].busy for core in cores) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_s(others: Sequence[Process]) -> float:
+    times = os.times()
+    total = times.user + times.system + times.children_user + times.children_system
+    return total + sum(process.cpu_ns() for process in others) / 1e9

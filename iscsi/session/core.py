@@ -115,7 +115,6 @@ class SessionCore:
         self.lun_field = scsi.encode_lun(self.url.lun or 0)
         self._connection: Connection | None = None
         self._answers: deque[ControlPdu] = deque()
-        self._logout_wanted = False
         self.is_closed = False
 
     # --- login -----------------------------------------------------------------------------
@@ -214,9 +213,7 @@ class SessionCore:
     def _on_async(self, event: int) -> None:
         """Asynchronous messages (RFC 7143 §11.9.1): 0 is news of a unit, 255 the vendor's own."""
         self.async_events.append(event)
-        if event == AsyncEvent.LOGOUT_REQUESTED:
-            self._logout_wanted = True
-        elif event in (AsyncEvent.CONNECTION_DROPPED, AsyncEvent.SESSION_DROPPED):
+        if event in (AsyncEvent.CONNECTION_DROPPED, AsyncEvent.SESSION_DROPPED):
             raise ConnectionLost("the target announced that it drops the connection")
 
     def answer(self) -> ControlPdu | None:

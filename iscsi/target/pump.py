@@ -47,6 +47,7 @@ server_at = opener(SERVER)
 # `busy` of a PUMP: in which of the two lists it is.
 TOUCHED: Final = 1
 ATTENTION: Final = 2
+PARTING: Final = 4  # Python has stopped it, and waits for nothing but the end of its stream
 # Why `serve` returns, besides the reasons of `shm.wait`.
 CALLED: Final = 100  # there are completions or pumps for Python
 DRAIN_MAX: Final = 512  # completions taken before what they caused is sent
@@ -110,6 +111,8 @@ def _feed(server: int, pump: int, completion: int) -> None:
 def _needs_python(pump: int) -> bool:
     its = pump_at(pump)[0]
     conn = its["conn"]
+    if its["busy"] & PARTING != 0:
+        return False
     return bool(its["error"] != 0 or not is_empty(conn + COLD) or not is_empty(conn + EVENTS))
 
 
@@ -149,11 +152,15 @@ def serve(server: int, deadline_ns: int, tick_at_ns: int) -> int:
     """Move data until Python is needed: CALLED, or a reason of `shm.wait`. Sleeps when idle."""
     mine = server_at(server)[0]
     context = mine["context"]
+    channel = host_channel_at(context_at(context)[0]["channel"])[0]
+    flushed = channel["posted"]
     while True:
         mine["rounds"] += 1
         _drain(server)
         _progress(server)
-        native.flush(context)
+        if channel["posted"] != flushed:  # An idle server must not ring the engine's bell.
+            native.flush(context)
+            flushed = channel["posted"]
         if mine["cold_count"] > 0 or mine["attention_count"] > 0:
             return CALLED
         if monotonic_ns() >= tick_at_ns:

@@ -16,7 +16,7 @@ from host.errors import EngineDied, HostError
 from iscsi.target import control, portals
 from iscsi.target.config import ServerConfig
 from iscsi.target.connection import NO_DEADLINE, Connection, Phase, warm_up
-from iscsi.target.pump import ATTENTION, SERVER, push_out, serve, touch
+from iscsi.target.pump import ATTENTION, PARTING, SERVER, push_out, serve, touch
 from iscsi.target.units import by_name
 from iscsi.wire import violations
 from iscsi.wire.errors import LoginStatus, ProtocolError, RejectReason, RemoteProtocolError
@@ -386,6 +386,8 @@ class TargetServer:
     def _shut(self, connection: Connection) -> None:
         """End the stream behind everything posted; then wait a moment for the peer."""
         connection.phase = Phase.SHUTTING
+        if connection.pump_address:
+            connection.pump["busy"] |= PARTING
         connection.deadline_ns = monotonic_ns() + int(self.config.linger_s * 1e9)
         data = connection.slot << _KIND_BITS | SHUTDOWN
         self._post(lambda: bool(self._channel.post_shutdown(connection.endpoint, data)))

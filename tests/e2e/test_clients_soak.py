@@ -1,4 +1,4 @@
-"""The soak of killed clients, as far as it fits into the ordinary suite; `make soak` runs it all."""
+"""The soak of killed clients, as far as the ordinary suite has time; `make soak` runs it all."""
 
 import pytest
 

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+import host.inline  # noqa: F401 - fills the cache while tests are collected
+import iscsi.session.perf  # noqa: F401 - the same
 from tests.iscsi.session.tgt import TARGET, free_port, tgt_target
 
 pytestmark = [pytest.mark.interop("tgtd", "tgtadm"), pytest.mark.slow]

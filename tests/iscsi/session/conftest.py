@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from tests.iscsi.session.tgt import WAIT_S, tgt_target
+import host.inline  # noqa: F401 - compiles while tests are collected, where no timeout runs
+import iscsi.session.perf  # noqa: F401 - the same
+from tests.iscsi.session.tgt import WAIT_S, tgt_target, wait_for
 
 READY_S = 90  # a cold cache compiles the engine first
 
@@ -41,8 +43,6 @@ def daemon(tmp_path_factory):
 
 
 def _wait_until_gone(pid):
-    from tests.iscsi.session.tgt import wait_for
-
     def gone():
         try:
             os.kill(pid, 0)

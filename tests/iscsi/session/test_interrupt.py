@@ -5,9 +5,10 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
-from tests.iscsi.session.tgt import WAIT_S
+from tests.iscsi.session.tgt import WAIT_S, wait_for
 
 pytestmark = [pytest.mark.interop("tgtd", "tgtadm"), pytest.mark.slow]
 
@@ -41,13 +42,19 @@ def test_a_long_read_is_interrupted_and_the_device_goes_on(tgt, engine_name, dep
     assert (out, child.returncode) == ("interrupted\n1024\n", 0), err
 
 
+def talks_to(pid, port):
+    found = psutil.Process(pid).net_connections()
+    return any(one.raddr and one.raddr.port == port for one in found)
+
+
 def test_the_command_line_ends_with_130(tgt):
     command = [sys.executable, "-m", "ppe", "iscsi", "perf", tgt.url, "-t", "60"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
         try:
-            time.sleep(4)
+            wait_for(lambda: talks_to(child.pid, tgt.port), "the command to connect")
+            time.sleep(0.3)
             child.send_signal(signal.SIGINT)
             _, err = child.communicate(timeout=WAIT_S)
         finally:

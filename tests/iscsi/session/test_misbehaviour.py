@@ -200,9 +200,12 @@ def test_data_for_a_command_that_was_never_sent_ends_the_connection(engine):
         peer.send(Opcode.DATA_IN, bytes(512), to=header, itt=0x7777, has_status=1)
         peer.until_closed()
 
-    with mock_target(invent) as url, iscsi.open(url, engine) as device:
-        with pytest.raises(RemoteProtocolError, match="task tag"):
-            device.read(0, 1)
+    with (
+        mock_target(invent) as url,
+        iscsi.open(url, engine) as device,
+        pytest.raises(RemoteProtocolError, match="task tag"),
+    ):
+        device.read(0, 1)
 
 
 @pytest.mark.parametrize(("receive", "depth"), MODES)
@@ -254,14 +257,14 @@ def test_a_failed_command_carries_its_sense_and_leaves_the_device_usable(engine,
             if not peer.answer(header):
                 peer.send_data(header, b"\x5a" * header.expected_data_transfer_length)
 
-    with mock_target(fail_once) as url:
-        with iscsi.open(url, engine, receive=receive, queue_depth=depth) as device:
-            with pytest.raises(
-                ScsiError, match=r"READ 10 of 16 blocks at 32.*MEDIUM ERROR"
-            ) as caught:
-                device.read(32, 16)
-            assert caught.value.sense.code == Asc.UNRECOVERED_READ_ERROR
-            assert device.read(32, 16) == b"\x5a" * 8192
+    with (
+        mock_target(fail_once) as url,
+        iscsi.open(url, engine, receive=receive, queue_depth=depth) as device,
+    ):
+        with pytest.raises(ScsiError, match=r"READ 10 of 16 blocks at 32.*MEDIUM ERROR") as caught:
+            device.read(32, 16)
+        assert caught.value.sense.code == Asc.UNRECOVERED_READ_ERROR
+        assert device.read(32, 16) == b"\x5a" * 8192
 
 
 @pytest.mark.parametrize(("receive", "depth"), MODES)
@@ -278,9 +281,11 @@ def test_pings_of_the_target_are_answered_in_between(engine, receive, depth):
         while True:
             peer.answer(peer.read_pdu()[0])
 
-    with mock_target(ping) as url:
-        with iscsi.open(url, engine, receive=receive, queue_depth=depth) as device:
-            assert device.read(0, 8) == b"\xa5" * 4096
+    with (
+        mock_target(ping) as url,
+        iscsi.open(url, engine, receive=receive, queue_depth=depth) as device,
+    ):
+        assert device.read(0, 8) == b"\xa5" * 4096
     assert answered == [(Opcode.NOP_OUT, 0x1234, bhs.RESERVED_TAG)]
 
 
@@ -291,9 +296,12 @@ def test_a_short_answer_with_good_status_is_not_taken_for_data(engine):
         while True:
             peer.answer(peer.read_pdu()[0])
 
-    with mock_target(cheat) as url, iscsi.open(url, engine) as device:
-        with pytest.raises(Exception, match="moved 512 bytes"):
-            device.read(0, 8)
+    with (
+        mock_target(cheat) as url,
+        iscsi.open(url, engine) as device,
+        pytest.raises(Exception, match="moved 512 bytes"),
+    ):
+        device.read(0, 8)
 
 
 def test_a_write_refused_before_all_its_data_came_ends(engine):
@@ -312,9 +320,12 @@ def test_a_write_refused_before_all_its_data_came_ends(engine):
             elif header.opcode is Opcode.LOGOUT_REQUEST:
                 peer.answer(header)
 
-    with mock_target(refuse_early) as url, iscsi.open(url, engine, timeout_s=5) as device:
-        with pytest.raises(ScsiError, match="DATA PROTECT WRITE PROTECTED"):
-            device.write(0, bytes(1 << 20))
+    with (
+        mock_target(refuse_early) as url,
+        iscsi.open(url, engine, timeout_s=5) as device,
+        pytest.raises(ScsiError, match="DATA PROTECT WRITE PROTECTED"),
+    ):
+        device.write(0, bytes(1 << 20))
 
 
 @pytest.mark.parametrize("event", [2, 3])
@@ -324,9 +335,12 @@ def test_a_target_that_announces_its_end_is_believed(engine, event):
         peer.send(Opcode.ASYNC_MESSAGE, to=header, itt=bhs.RESERVED_TAG, async_event=event)
         peer.until_closed()
 
-    with mock_target(announce) as url, iscsi.open(url, engine) as device:
-        with pytest.raises(ConnectionLost, match="drops the connection"):
-            device.read(0, 1)
+    with (
+        mock_target(announce) as url,
+        iscsi.open(url, engine) as device,
+        pytest.raises(ConnectionLost, match="drops the connection"),
+    ):
+        device.read(0, 1)
 
 
 def test_a_rejected_pdu_ends_the_connection_with_its_reason(engine):
@@ -336,9 +350,12 @@ def test_a_rejected_pdu_ends_the_connection_with_its_reason(engine):
         peer.send(Opcode.REJECT, culprit, to=header, itt=bhs.RESERVED_TAG, reject_reason=0x09)
         peer.until_closed()
 
-    with mock_target(reject) as url, iscsi.open(url, engine) as device:
-        with pytest.raises(RemoteProtocolError, match="invalid pdu field"):
-            device.read(0, 1)
+    with (
+        mock_target(reject) as url,
+        iscsi.open(url, engine) as device,
+        pytest.raises(RemoteProtocolError, match="invalid pdu field"),
+    ):
+        device.read(0, 1)
 
 
 def test_a_window_that_opens_one_at_a_time_is_honoured(engine):
@@ -353,9 +370,11 @@ def test_a_window_that_opens_one_at_a_time_is_honoured(engine):
                 peer.send_data(header, b"\x11" * header.expected_data_transfer_length)
             header, _ = peer.read_pdu()
 
-    with mock_target(narrow) as url:
-        with iscsi.open(url, engine, queue_depth=32, command_bytes=512) as device:
-            assert device.read(0, 40) == b"\x11" * 40 * 512
+    with (
+        mock_target(narrow) as url,
+        iscsi.open(url, engine, queue_depth=32, command_bytes=512) as device,
+    ):
+        assert device.read(0, 40) == b"\x11" * 40 * 512
     assert seen == list(range(seen[0], seen[0] + 40))
 
 
