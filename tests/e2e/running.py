@@ -5,6 +5,7 @@ its tables. A test that let a client misbehave compares them with what they were
 """
 
 import contextlib
+import ctypes
 import itertools
 import json
 import os
@@ -17,6 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 START_S = 110
 SETTLE_S = 20
+PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 _numbers = itertools.count()
 
 
@@ -28,6 +31,11 @@ def wait_until(condition, what, seconds=SETTLE_S):
             return found
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(0.01)
+
+
+def _die_with_parent():
+    """Have the kernel end this process when the test session dies without tidying up."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class RunningEngine:
@@ -50,6 +58,7 @@ class RunningEngine:
             [sys.executable, "-m", "ppe", "up", "--name", self.name, *options, "--force",
              "--foreground", "--json"],
             cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=self.log, text=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - engines are started from one thread
         )  # fmt: skip
         self.pid = self.process.pid
         try:

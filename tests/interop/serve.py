@@ -36,6 +36,7 @@ def run(*words, timeout=60, check=True, **options):
         [str(word) for word in words],
         capture_output=True,
         text=True,
+        errors="replace",
         timeout=timeout,
         check=False,
         **options,
@@ -78,7 +79,8 @@ class Served:
         self.urls = ready["urls"]
         self.url = self.urls[0]
         place = ready["portals"][0]
-        self.portal = f"{place['host']}:{place['port']}"
+        self.port = place["port"]
+        self.portal = f"{place['host']}:{self.port}"
         assert ready["pid"] == self.process.pid
 
     def _first_object(self):

@@ -75,7 +75,7 @@ def test_iscsi_ls_lists_the_target_and_its_unit(served):
         (None, "Vendor:PPE"),
         ("0", "Page:0xb2"),
         ("128", "Unit Serial Number:["),
-        ("131", "PPE     "),
+        ("131", f"{IQN},t,0x0001"),
         ("176", "optimal transfer length granularity:8"),
         ("177", "Medium Rotation Rate:1RPM"),
         ("178", "provisioning type:0"),
@@ -169,10 +169,9 @@ def test_large_blocks_and_write_protection_reach_the_initiator(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_server_in_order_with_a_client_connected(number):
-    with Served("--ram", "1M") as server:
-        with Raw(int(server.portal.rpartition(":")[2])).log_in(IQN) as client:
-            assert "stopped: 1 accepted, 1 logged in" in server.stop(number)
-            assert client.is_closed()
+    with Served("--ram", "1M") as server, Raw(server.port).log_in(IQN) as client:
+        assert "stopped: 1 accepted, 1 logged in" in server.stop(number)
+        assert client.is_closed()
 
 
 def test_a_second_server_on_the_same_portal_says_so():
