@@ -60,7 +60,7 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
         message = json.loads(data)
         if not isinstance(message, dict):
             raise BadMessage("a control message is not an object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: lists nested without end
         close_all(list(descriptors))
         raise BadMessage(str(error)) from error
     return message, list(descriptors)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import carray, types  # type: ignore[attr-defined]
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
-from shm.jit import JIT_DISABLED, nopython
+from shm.jit import JIT_DISABLED
 from shm.layout import Record
 
 Window = NDArray[np.void]
@@ -40,14 +40,24 @@ def _pointer(typing_context: Any, address: Any) -> Any:
 
 
 def opener(dtype: Record) -> Opener:
-    """Make the function that opens one record of `dtype` at an address, in both worlds."""
+    """Make the function that opens one record of `dtype` at an address, in both worlds.
+
+    From Python it is a plain NumPy view, so that nothing is compiled for the sake of set-up code.
+    """
+
+    def at(address: int) -> Window:
+        return window(address, 1, dtype)
+
     if JIT_DISABLED:
-        return lambda address: window(address, 1, dtype)
+        return at
     as_pointer: Any = _pointer
 
-    @nopython
-    def at(address: int) -> Window:
-        return carray(as_pointer(address), (1,), dtype)
+    @overload(at, strict=False)
+    def _compiled(address: Any) -> Any:
+        def open_window(address: int) -> Window:
+            return carray(as_pointer(address), (1,), dtype)
+
+        return open_window
 
     return at
 

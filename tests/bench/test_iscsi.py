@@ -60,7 +60,7 @@ def spinner():
 
 @pytest.mark.slow
 @pytest.mark.pinned
-@pytest.mark.interop("tgtd", "tgtadm", "iscsi-perf", "qemu-img", "qemu-iscsi", "gcc")
+@pytest.mark.interop("tgtd", "tgtadm", "iscsi-perf", "qemu-img", "gcc")
 @pytest.mark.timeout(600)  # the first run compiles initiator, target and engine
 def test_a_quick_run_measures_every_ratio_and_leaves_nothing_running(tmp_path, capsys, monkeypatch):
     pids, launch = [], iscsi_peers.subprocess.Popen

@@ -1,0 +1,137 @@
+"""How endpoints of the stream service end: in order, by release, or because they broke.
+
+Also the two answers every kind of operation may get at once.
+"""
+
+import errno
+from typing import Final
+
+from ppe.cycle.accounts import (
+    ERROR_TABLE_FULL,
+    ERROR_TRANSPORT,
+    INDEX,
+)
+from ppe.cycle.endpoints import (
+    endpoint_id,
+    endpoint_of,
+    finish_operation,
+    flush_endpoint,
+    free_endpoint,
+    set_state,
+)
+from ppe.cycle.operations import (
+    channel_row_of,
+    finish,
+    mark_dirty,
+    refuse,
+)
+from ppe.cycle.records import (
+    BROKEN,
+    NONE,
+    RINGS,
+    endpoint_at,
+    engine_at,
+    row_at,
+)
+from ppe.cycle.transport import tcp
+from shm.channel import notify
+from shm.counters import count
+from shm.error_log import log_error
+from shm.jit import nopython
+from shm.libc import monotonic_ns
+from shm.operations import (
+    EVENT_DISCONNECTED,
+)
+from shm.records import wqe_at
+
+EINVAL: Final = -errno.EINVAL
+EFAULT: Final = -errno.EFAULT
+EBADF: Final = -errno.EBADF
+ENOTCONN: Final = -errno.ENOTCONN
+EPIPE: Final = -errno.EPIPE
+ENOBUFS: Final = -errno.ENOBUFS
+ENOENT: Final = -errno.ENOENT
+EALREADY: Final = -errno.EALREADY
+EACCES: Final = -errno.EACCES
+ETIMEDOUT: Final = -errno.ETIMEDOUT
+EOPNOTSUPP: Final = -errno.EOPNOTSUPP
+EINPROGRESS: Final = -errno.EINPROGRESS
+EAGAIN: Final = -errno.EAGAIN
+ECONNABORTED: Final = -errno.ECONNABORTED
+
+_DISCONNECTS = INDEX["disconnects"]
+_FULL = INDEX["table_full"]
+
+
+@nopython
+def complete_now(engine: int, channel: int, wqe: int, status: int) -> int:
+    """Complete an operation at once with `status`. Always 1: work was done."""
+    entry = wqe_at(wqe)[0]
+    finish(
+        engine,
+        channel,
+        entry["opcode"],
+        entry["flags"],
+        entry["endpoint"],
+        entry["user_data"],
+        entry["ticket"],
+        status,
+        0,
+        0,
+        0,
+        0,
+    )
+    return 1
+
+
+@nopython
+def table_full(engine: int, channel: int, wqe: int) -> int:
+    """Refuse an operation because an engine table is full."""
+    mine = engine_at(engine)[0]
+    count(mine["counters"], _FULL, 1)
+    log_error(mine["errors"], ERROR_TABLE_FULL, 0, channel, monotonic_ns())
+    return refuse(engine, channel, wqe, ENOBUFS)
+
+
+@nopython
+def shut_now(engine: int, index: int) -> None:
+    """End our direction, everything before it is sent, and complete the SHUTDOWN."""
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    operation = endpoint["shut"]
+    status = tcp.half_close(engine, index)
+    endpoint["shut"] = NONE
+    finish_operation(engine, index, operation, status, 0)
+
+
+@nopython
+def release(engine: int, index: int) -> None:
+    """Close an endpoint whose queues are empty and free its row."""
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    if endpoint["deadline"] != 0:
+        endpoint["deadline"] = 0
+        engine_at(engine)[0]["timed"] -= 1
+    tcp.close(engine, index)
+    free_endpoint(engine, index)
+
+
+@nopython
+def break_endpoint(engine: int, index: int, status: int) -> None:
+    """The transport failed: everything outstanding ends with `status`, or an event tells of it."""
+    mine = engine_at(engine)[0]
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    endpoint["error"] = -status
+    set_state(engine, index, BROKEN)
+    count(mine["counters"], _DISCONNECTS, 1)
+    log_error(mine["errors"], ERROR_TRANSPORT, -status, endpoint_id(engine, index), monotonic_ns())
+    silent = endpoint["receive_first"] == NONE and endpoint["send_first"] == NONE
+    flush_endpoint(engine, index, status)
+    if silent and endpoint["announced"] == 0:
+        channel = endpoint["channel"]
+        row = channel_row_of(engine, channel)
+        name = endpoint_id(engine, index)
+        # Without room nobody is told now; the next operation on the endpoint gets the status.
+        if row_at(row)[0]["dead"] == 0 and notify(
+            row + RINGS, EVENT_DISCONNECTED, name, endpoint["user_data"], status, 0
+        ):
+            endpoint["announced"] = 1
+            mark_dirty(engine, channel)
