@@ -98,15 +98,17 @@ def _post_receive(pump: int, kind: int, address: int, length: int, flags: int) -
 
 
 @nopython
-def _post_send(pump: int, flags: int) -> bool:
-    """Post the span that was taken from the protocol. False: no room, try again later."""
+def _post_send(pump: int, is_last: bool) -> bool:
+    """Post the span that was taken from the protocol. False: no room, try again later.
+
+    If half of the transmit queue waits, the last span of a batch is signalled: its completion
+    acknowledges the whole batch. (An earlier one could complete while its PDU is half sent, free
+    nothing, and leave nobody to tell of the rest.)
+    """
     mine = pump_at(pump)[0]
     port = port_at(mine["conn"])[0]
-    signalled = (
-        mine["tx_signalled"] == 0 and 2 * (port["tx_made"] - port["tx_sent"]) >= port["tx_capacity"]
-    )
-    if not signalled:
-        flags |= UNSIGNALLED
+    signalled = is_last and 2 * (port["tx_made"] - port["tx_sent"]) >= port["tx_capacity"]
+    flags = (0 if is_last else MORE) | (0 if signalled else UNSIGNALLED)
     posted = native.post_send(
         mine["context"], mine["endpoint"], pump | TX, mine["tx_address"], mine["tx_length"], flags
     )
@@ -232,7 +234,7 @@ def _make_send(tx_next: Any, tx_take: Any) -> Callable[[int], int]:
             length = tx_next(conn)
             if mine["tx_length"] > 0:
                 size = mine["tx_length"]
-                if not _post_send(pump, MORE if length > 0 else 0):
+                if not _post_send(pump, length == 0):
                     return done
                 done += size
             if length == 0:

@@ -1,9 +1,10 @@
 """`ppe down`: stop an engine; its clients see EngineDied."""
 
 import argparse
-import time
+import os
+import select
 
-from ppe import output, paths
+from ppe import output
 from ppe.commands.common import add_name, engine
 from ppe.errors import OperatorError
 
@@ -24,15 +25,18 @@ class DownCommand:
     def run(self, args: argparse.Namespace) -> int:
         """Stop it; 1 when there is none, or it does not end in time."""
         with engine(args.name) as control:
-            pid = control.order("stop")["pid"]
-        deadline = time.monotonic() + PATIENCE_S
-        while (files := paths.find_engine(args.name)) is not None and files.pid() == pid:
-            if time.monotonic() > deadline:
-                raise OperatorError(
-                    f"engine {args.name!r} (pid {pid}) did not stop within {PATIENCE_S} s",
-                    f"kill -9 {pid}",
-                )
-            time.sleep(0.02)
+            pid = int(control.hello["pid"])
+            process = os.pidfd_open(pid)
+            control.order("stop")
+        ended = select.poll()
+        ended.register(process, select.POLLIN)
+        gone = ended.poll(PATIENCE_S * 1000)
+        os.close(process)
+        if not gone:
+            raise OperatorError(
+                f"engine {args.name!r} (pid {pid}) did not stop within {PATIENCE_S} s",
+                f"kill -9 {pid}",
+            )
         if args.json:
             output.write_json({"stopped": True, "pid": pid})
         else:
