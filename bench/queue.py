@@ -6,6 +6,7 @@ per entry, with the same clock reads, on the same two cores.
 
 import os
 from dataclasses import dataclass
+from time import monotonic_ns
 from typing import Any, Final
 
 import numpy as np
@@ -27,7 +28,6 @@ from bench.python_calls import (
 from bench.reference_build import ReferenceMissing
 from bench.ring_pair import Side, make_pair
 from bench.workers import ask, consume
-from shm.libc import monotonic_ns
 from shm.records import SLOT_SIZE
 
 GROUP: Final = 16  # round trips per clock read, on every side

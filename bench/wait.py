@@ -6,6 +6,7 @@ futex is.
 
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic_ns
 from typing import Final
 
 import numpy as np
@@ -20,7 +21,6 @@ from bench.private_engine import HostEnd
 from bench.reference_build import ReferenceMissing
 from bench.ring_pair import Side, make_pair
 from bench.wait_workers import STAT_SIZE, wake_rounds
-from shm.libc import monotonic_ns
 
 SETTLE_US: Final = 10
 COUNTS: Final = (1, 2, 4, 8, 16, 32, 64)

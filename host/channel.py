@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 from collections import deque
+from time import monotonic_ns
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -30,7 +31,6 @@ from shm.channel import (
     outstanding_limit,
 )
 from shm.layout import offset
-from shm.libc import monotonic_ns
 from shm.operations import (
     ACCEPT,
     CANCEL,

@@ -9,6 +9,7 @@ import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic_ns
 
 from ppe.config import EngineConfig
 from ppe.cycle.accounts import ENGINE_INFO
@@ -16,7 +17,6 @@ from ppe.cycle.control_port import ControlPort
 from ppe.cycle.cycle import run
 from ppe.cycle.tables import EngineTables, Limits, Settings
 from ppe.partition import affinity_lost, pin_thread
-from shm.libc import monotonic_ns
 from shm.records import NEVER
 
 START_SECONDS = 30

@@ -6,6 +6,7 @@ completion. A session belongs to the thread that opened it.
 
 import socket
 from collections.abc import Callable, Generator
+from time import monotonic_ns
 from typing import Any, Final, TypeVar
 
 from numpy.typing import NDArray
@@ -22,7 +23,6 @@ from iscsi.wire.keys import ConnectionParams, SessionParams
 from iscsi.wire.port import ControlPdu
 from iscsi.wire.scsi_data import BlockLimits, Capacity, InquiryData
 from iscsi.wire.url import IscsiUrl
-from shm.libc import monotonic_ns
 from shm.view import address_of
 
 R = TypeVar("R")

@@ -7,6 +7,7 @@ for by whoever can see it.
 import resource
 import secrets
 from dataclasses import dataclass, field
+from time import monotonic_ns
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +20,6 @@ from iscsi.session.errors import SessionError
 from iscsi.session.memory import aligned_zeros
 from iscsi.session.outcome import error_of_job
 from shm.histogram import Histogram
-from shm.libc import monotonic_ns
 from shm.view import address_of
 
 NEVER_NS: Final = 1 << 62

@@ -7,6 +7,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
+from time import monotonic_ns
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +24,6 @@ from iscsi.wire.errors import LoginStatus, ProtocolError, RejectReason, RemotePr
 from iscsi.wire.login import LoginIdentity, TargetLogin, TargetPolicy, refusal
 from iscsi.wire.sense import Asc
 from iscsi.wire.violations import Violation
-from shm.libc import monotonic_ns
 from shm.records import CQE, NEVER
 from shm.segment import SegmentError
 from shm.view import address_of

@@ -6,6 +6,7 @@ sleeps for the answer; inline it runs the cycle itself until the answer is there
 
 import errno
 import os
+from time import monotonic_ns
 from typing import Any, Final
 
 import numpy as np
@@ -32,7 +33,6 @@ from shm.channel import (
 )
 from shm.doorbell import ring_if_needed
 from shm.jit import entry
-from shm.libc import monotonic_ns
 from shm.memory import copy_bytes
 from shm.operations import (
     CONTROL_ADD_REGION,
