@@ -146,6 +146,8 @@ IDLE_NAMES: Final = ("spin", "yield", "sleep")
 
 CONTROL_CLIENT: Final = 1
 CONTROL_CHANNEL: Final = 0
+HUNG_UP: Final = 2  # value of `readable` that a short count does not clear: the end is coming
+CALLS_PER_VISIT: Final = 4  # transport calls for one endpoint before others get their turn
 SPANS_MAX: Final = 16  # of one receive or transmit call
 VECTOR_SIZE: Final = 16
 NONE: Final = -1

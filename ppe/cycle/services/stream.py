@@ -31,6 +31,7 @@ from ppe.cycle.records import (
     BROKEN,
     CONNECTED,
     CONNECTING,
+    HUNG_UP,
     LISTENING,
     NONE,
     endpoint_at,
@@ -67,22 +68,16 @@ from shm.records import wqe_at
 
 __all__ = ["on_edge", "on_receive", "on_timer", "on_transmit", "on_work", "release"]
 
-HUNG_UP: Final = 2  # value of `readable` that a short count does not clear: the end is coming
 
 EINVAL: Final = -errno.EINVAL
 EFAULT: Final = -errno.EFAULT
 EBADF: Final = -errno.EBADF
 ENOTCONN: Final = -errno.ENOTCONN
 EPIPE: Final = -errno.EPIPE
-ENOBUFS: Final = -errno.ENOBUFS
 ENOENT: Final = -errno.ENOENT
 EALREADY: Final = -errno.EALREADY
-EACCES: Final = -errno.EACCES
 ETIMEDOUT: Final = -errno.ETIMEDOUT
 EOPNOTSUPP: Final = -errno.EOPNOTSUPP
-EINPROGRESS: Final = -errno.EINPROGRESS
-EAGAIN: Final = -errno.EAGAIN
-ECONNABORTED: Final = -errno.ECONNABORTED
 
 _CANCELLED = INDEX["cancelled"]
 

@@ -44,20 +44,7 @@ from shm.operations import (
 )
 from shm.records import wqe_at
 
-EINVAL: Final = -errno.EINVAL
-EFAULT: Final = -errno.EFAULT
-EBADF: Final = -errno.EBADF
-ENOTCONN: Final = -errno.ENOTCONN
-EPIPE: Final = -errno.EPIPE
 ENOBUFS: Final = -errno.ENOBUFS
-ENOENT: Final = -errno.ENOENT
-EALREADY: Final = -errno.EALREADY
-EACCES: Final = -errno.EACCES
-ETIMEDOUT: Final = -errno.ETIMEDOUT
-EOPNOTSUPP: Final = -errno.EOPNOTSUPP
-EINPROGRESS: Final = -errno.EINPROGRESS
-EAGAIN: Final = -errno.EAGAIN
-ECONNABORTED: Final = -errno.ECONNABORTED
 
 _DISCONNECTS = INDEX["disconnects"]
 _FULL = INDEX["table_full"]

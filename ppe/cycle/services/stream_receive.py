@@ -19,7 +19,9 @@ from ppe.cycle.operations import (
     operation_of,
 )
 from ppe.cycle.records import (
+    CALLS_PER_VISIT,
     CONNECTED,
+    HUNG_UP,
     LISTENING,
     NONE,
     SPANS_MAX,
@@ -37,23 +39,7 @@ from shm.operations import (
     RECEIVE_EXACT,
 )
 
-HUNG_UP: Final = 2  # value of `readable` that a short count does not clear: the end is coming
-CALLS_PER_VISIT: Final = 4  # transport calls for one endpoint before others get their turn
-
-EINVAL: Final = -errno.EINVAL
-EFAULT: Final = -errno.EFAULT
-EBADF: Final = -errno.EBADF
-ENOTCONN: Final = -errno.ENOTCONN
-EPIPE: Final = -errno.EPIPE
-ENOBUFS: Final = -errno.ENOBUFS
-ENOENT: Final = -errno.ENOENT
-EALREADY: Final = -errno.EALREADY
-EACCES: Final = -errno.EACCES
-ETIMEDOUT: Final = -errno.ETIMEDOUT
-EOPNOTSUPP: Final = -errno.EOPNOTSUPP
-EINPROGRESS: Final = -errno.EINPROGRESS
 EAGAIN: Final = -errno.EAGAIN
-ECONNABORTED: Final = -errno.ECONNABORTED
 
 _BYTES_IN = INDEX["bytes_in"]
 

@@ -53,17 +53,8 @@ from shm.records import wqe_at
 CONNECT_NS_MAX: Final = 86_400_000_000_000  # a day; more would overflow when turned into cycles
 ADDRESS_OFFSET: Final = 8  # of the socket address in a WQE's second slot
 
-EINVAL: Final = -errno.EINVAL
-EFAULT: Final = -errno.EFAULT
-EBADF: Final = -errno.EBADF
-ENOTCONN: Final = -errno.ENOTCONN
-EPIPE: Final = -errno.EPIPE
 ENOBUFS: Final = -errno.ENOBUFS
-ENOENT: Final = -errno.ENOENT
-EALREADY: Final = -errno.EALREADY
 EACCES: Final = -errno.EACCES
-ETIMEDOUT: Final = -errno.ETIMEDOUT
-EOPNOTSUPP: Final = -errno.EOPNOTSUPP
 EINPROGRESS: Final = -errno.EINPROGRESS
 EAGAIN: Final = -errno.EAGAIN
 ECONNABORTED: Final = -errno.ECONNABORTED
