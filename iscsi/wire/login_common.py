@@ -3,6 +3,7 @@ several, and the rules for stages. Nothing is read ahead, so the byte after the 
 belongs to the full feature phase.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from enum import IntEnum
@@ -84,7 +85,7 @@ class LoginIdentity:
     cid: int
 
 
-class LoginMachine:
+class LoginMachine(ABC):
     """Base of `InitiatorLogin` and `TargetLogin`.
 
     Feed it exactly one PDU at a time (ask `segment_length` after each header) and send what
@@ -199,8 +200,9 @@ class LoginMachine:
     def _refuse_opcode(self, header: Header) -> None:
         raise RemoteProtocolError(f"{header.opcode.name} during login")
 
+    @abstractmethod
     def _receive(self, header: Header, data: bytes) -> None:
-        raise NotImplementedError
+        """Act on one whole Login PDU of the peer's, by role."""
 
     def _fail(self, error: ProtocolError) -> None:
         self.error = error

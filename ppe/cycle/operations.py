@@ -126,12 +126,9 @@ def finish(
 
 
 @nopython
-def refuse(engine: int, channel: int, wqe: int, status: int) -> int:
-    """Complete a WQE that cannot be done with `-errno`, and count whose fault it was."""
-    mine, entry = engine_at(engine)[0], wqe_at(wqe)[0]
-    count(mine["counters"], _REFUSED, 1)
-    add(mine["channel_rows"] + channel * CHANNEL_STATS_SIZE + _CHANNEL_REFUSED, 1)
-    log_error(mine["errors"], ERROR_BAD_OPERATION, -status, channel, monotonic_ns())
+def complete_now(engine: int, channel: int, wqe: int, status: int) -> int:
+    """Complete an operation at once with `status`. Always 1: work was done."""
+    entry = wqe_at(wqe)[0]
     finish(
         engine,
         channel,
@@ -147,3 +144,13 @@ def refuse(engine: int, channel: int, wqe: int, status: int) -> int:
         0,
     )
     return 1
+
+
+@nopython
+def refuse(engine: int, channel: int, wqe: int, status: int) -> int:
+    """Complete a WQE that cannot be done with `-errno`, and count whose fault it was."""
+    mine = engine_at(engine)[0]
+    count(mine["counters"], _REFUSED, 1)
+    add(mine["channel_rows"] + channel * CHANNEL_STATS_SIZE + _CHANNEL_REFUSED, 1)
+    log_error(mine["errors"], ERROR_BAD_OPERATION, -status, channel, monotonic_ns())
+    return complete_now(engine, channel, wqe, status)

@@ -195,9 +195,9 @@ def test_a_buffer_may_outlive_its_handle(kind, daemons):
     buffer.free()
 
 
+# An inline engine belongs to one thread, so this is about daemons.
+@pytest.mark.parametrize("kind", ["daemon:io_uring", "daemon:epoll"], indirect=True)
 def test_threads_that_allocate_at_once_share_no_byte(handle):
-    if handle.inline:
-        pytest.skip("an inline engine belongs to one thread")
     taken = [[] for _ in range(4)]
 
     def take(number):

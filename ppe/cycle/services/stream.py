@@ -22,6 +22,7 @@ from ppe.cycle.endpoints import (
 )
 from ppe.cycle.operations import (
     channel_row_of,
+    complete_now,
     new_operation,
     operation_of,
     refuse,
@@ -42,7 +43,6 @@ from ppe.cycle.records import (
 from ppe.cycle.regions import resolve
 from ppe.cycle.services.stream_ends import (
     break_endpoint,
-    complete_now,
     release,
     shut_now,
     table_full,

@@ -21,7 +21,6 @@ from ppe.cycle.endpoints import (
 )
 from ppe.cycle.operations import (
     channel_row_of,
-    finish,
     mark_dirty,
     refuse,
 )
@@ -42,33 +41,11 @@ from shm.libc import monotonic_ns
 from shm.operations import (
     EVENT_DISCONNECTED,
 )
-from shm.records import wqe_at
 
 ENOBUFS: Final = -errno.ENOBUFS
 
 _DISCONNECTS = INDEX["disconnects"]
 _FULL = INDEX["table_full"]
-
-
-@nopython
-def complete_now(engine: int, channel: int, wqe: int, status: int) -> int:
-    """Complete an operation at once with `status`. Always 1: work was done."""
-    entry = wqe_at(wqe)[0]
-    finish(
-        engine,
-        channel,
-        entry["opcode"],
-        entry["flags"],
-        entry["endpoint"],
-        entry["user_data"],
-        entry["ticket"],
-        status,
-        0,
-        0,
-        0,
-        0,
-    )
-    return 1
 
 
 @nopython
