@@ -111,16 +111,21 @@ class RunningEngine:
         return self.stat()["engines"][0]["counters"]
 
     def levels(self):
-        """Return what it holds for its clients."""
-        facts = self.stat()
-        maps = Path(f"/proc/{self.pid}/maps").read_text()
-        return {
-            "descriptors": len(list(Path(f"/proc/{self.pid}/fd").iterdir())),
-            "mappings": maps.count("/dev/shm/"),
-            "clients": facts["clients"] - 1,  # the one that asks
-            "channels": sum(len(engine["channels"]) for engine in facts["engines"]),
-            "endpoints": sum(len(engine["endpoints"]) for engine in facts["engines"]),
-        }
+        """Return what it holds for its clients, and for the observer that asks."""
+        from ppe.observer import Observer
+
+        with environment_of(self), Observer(self.name) as observer:
+            facts = observer.order("stat")
+            engines = [accounts.snapshot() for accounts in observer.accounts()]
+            # Counted while the observer is connected: once it has left, its descriptor is there or
+            # not as the engine's control plane has found the time.
+            return {
+                "descriptors": len(list(Path(f"/proc/{self.pid}/fd").iterdir())),
+                "mappings": Path(f"/proc/{self.pid}/maps").read_text().count("/dev/shm/"),
+                "clients": facts["clients"] - 1,
+                "channels": sum(len(engine["channels"]) for engine in engines),
+                "endpoints": sum(len(engine["endpoints"]) for engine in engines),
+            }
 
     def assert_settles_at(self, before):
         """Wait until it holds what it held before; fails with the difference."""

@@ -1,5 +1,7 @@
 """The soak of killed clients, as far as the ordinary suite has time; `make soak` runs it all."""
 
+import json
+
 import pytest
 
 from tests.soak.clients_soak import soak
@@ -7,7 +9,7 @@ from tests.soak.clients_soak import soak
 
 def check(report, kills):
     """Fail with the whole report unless everything is as it was before."""
-    assert report["ok"], report
+    assert report["ok"], json.dumps(report, indent=2)  # whole: pytest shortens a dictionary
     assert report["killed"] + report["ended"] == kills
     assert report["killed"] > 0
     assert report["verified_blocks"] > kills

@@ -22,6 +22,7 @@ from tests.e2e.running import ROOT, RunningEngine
 
 BEHAVIOURS = ("die_posting", "die_receiving", "scribble", "suicide")
 LIFE_S = 0.12  # a client starts in about half of it, so some die before they have said hello
+SETTLE_S = 20
 RSS_GROWTH_KIB = 16 << 10  # what allocators may keep; a leak of one region per kill is far more
 
 
@@ -86,6 +87,19 @@ def held(engine):
     return {**engine.levels(), "segments": segments()}
 
 
+def settled(engine):
+    """Return what is held once it has been the same for half a second."""
+    deadline = time.monotonic() + SETTLE_S
+    before, same_since = held(engine), time.monotonic()
+    while time.monotonic() - same_since < 0.5:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"what the engine holds still changes: {before}")
+        time.sleep(0.05)
+        if (now := held(engine)) != before:
+            before, same_since = now, time.monotonic()
+    return before
+
+
 def soak(kills, seed):
     """Run it. Return the report; `left` is empty when all is as it was before."""
     rng = random.Random(seed)
@@ -98,8 +112,7 @@ def soak(kills, seed):
         told = facts(engine)
         for _ in range(5):  # so that what the first client of all costs is not counted
             kill_one(engine, told, rng)
-        time.sleep(0.5)
-        before, rss_before = held(engine), rss_kib(engine.pid)
+        before, rss_before = settled(engine), rss_kib(engine.pid)
         for _ in range(kills):
             found[kill_one(engine, told, rng)] += 1
         left = _difference(engine, before)
@@ -125,7 +138,7 @@ def soak(kills, seed):
 
 def _difference(engine, before):
     """Return what differs from `before` once the engine had time to take everything back."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + SETTLE_S
     while True:
         now = held(engine)
         left = {name: [before[name], now[name]] for name in before if before[name] != now[name]}
