@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from host.channel import RING_CAPACITY
 from shm.layout import Field, offset, record
 from shm.records import (
     CONSUMER,
@@ -25,7 +26,7 @@ from shm.records import (
 from shm.segment import Segment, create, map_descriptor
 from shm.view import address_of, window
 
-CAPACITY: Final = 1024
+CAPACITY: Final = RING_CAPACITY  # what a channel has unless its user says otherwise
 BURST_MAX: Final = 64
 
 PAIR: Final = record(

@@ -56,6 +56,9 @@ from shm.wait import DEADLINE, PEER, REASON_NAMES, SIGNAL, TICK
 
 TICK_NS: Final = 100_000_000
 POLL_MAX: Final = 256
+# Slots of a ring unless the user says otherwise: 16 KiB stay in the first-level caches of
+# both cores; from 32 KiB on a burst crosses at half the rate: docs/decisions/0005.
+RING_CAPACITY: Final = 256
 LENGTH_MAX: Final = 0xFFFF_FFFF  # of one send or receive: what a WQE can say
 # user_data of the calls that wait for their own completion; applications use 0..2**62.
 _OWN: Final = 1 << 62

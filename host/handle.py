@@ -11,7 +11,7 @@ import socket
 import threading
 from typing import Any
 
-from host.channel import Channel
+from host.channel import RING_CAPACITY, Channel
 from host.errors import (
     EngineDied,
     EngineForbidden,
@@ -132,7 +132,7 @@ class EngineHandle:
         """A buffer the engine may touch. Raises ValueError, SegmentError or EngineRefused."""
         return self._arenas.alloc(size)
 
-    def channel(self, work: int = 256, events: int = 256) -> Channel:
+    def channel(self, work: int = RING_CAPACITY, events: int = RING_CAPACITY) -> Channel:
         """Open a channel for the calling thread; capacities are powers of two.
 
         Raises ValueError for capacities that cannot be, EngineRefused when the engine is full.

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 import numpy as np
 
-from host.channel import Channel
+from host.channel import RING_CAPACITY, Channel
 from host.errors import EngineRefused, WrongThread
 from host.memory import ARENA_SIZE, Arenas, Buffer
 from ppe.cycle.control_port import ControlPort
@@ -80,7 +80,7 @@ class InlineHandle:
         """A buffer the engine may touch."""
         return self._arenas.alloc(size)
 
-    def channel(self, work: int = 256, events: int = 256) -> Channel:
+    def channel(self, work: int = RING_CAPACITY, events: int = RING_CAPACITY) -> Channel:
         """Open a channel; capacities are powers of two."""
         self._check()
         if not self._numbers:
