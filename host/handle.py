@@ -11,7 +11,7 @@ import socket
 import threading
 from typing import Any
 
-from host.channel import RING_CAPACITY, Channel
+from host.channel import RING_CAPACITY, Channel, PostingChannel
 from host.errors import (
     EngineDied,
     EngineForbidden,
@@ -62,7 +62,7 @@ class EngineHandle:
         self._connection = _dial(name)
         self._calls = 0
         self._lock = threading.Lock()
-        self._channels: dict[Channel, tuple[int, Segment, int, int]] = {}
+        self._channels: dict[PostingChannel, tuple[int, Segment, int, int]] = {}
         self._dead = False
         self._arenas = Arenas(self._register, arena_size)
         try:
@@ -156,7 +156,7 @@ class EngineHandle:
             channel.mark(STATE_DEAD)
         return channel
 
-    def forget(self, channel: Channel) -> None:
+    def forget(self, channel: PostingChannel) -> None:
         """Detach a closed channel; the engine lets go of its endpoints before this returns."""
         number, segment, bell, wake = self._channels.pop(channel)
         if not self._is_inherited:  # Else all of it is the parent's, and not even mapped here.

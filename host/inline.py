@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 import numpy as np
 
-from host.channel import RING_CAPACITY, Channel
+from host.channel import RING_CAPACITY, Channel, PostingChannel
 from host.errors import EngineRefused, WrongThread
 from host.memory import ARENA_SIZE, Arenas, Buffer
 from ppe.cycle.control_port import ControlPort
@@ -49,7 +49,7 @@ class InlineHandle:
         self._port = ControlPort(self._tables, inline=True)
         self._port.start()
         self._arenas = Arenas(self._register, arena_size)
-        self._channels: dict[Channel, tuple[int, Segment, int]] = {}
+        self._channels: dict[PostingChannel, tuple[int, Segment, int]] = {}
         self._numbers = list(range(LIMITS.channels - 1, 0, -1))
         self._closed = False
         self.info: dict[str, Any] = {
@@ -98,7 +98,7 @@ class InlineHandle:
         self._channels[channel] = (number, segment, bell)
         return channel
 
-    def forget(self, channel: Channel) -> None:
+    def forget(self, channel: PostingChannel) -> None:
         """Detach a closed channel."""
         if os.getpid() != self._pid:
             self._channels.pop(channel)
