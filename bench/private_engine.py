@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from host.channel import Channel
+from host.channel import Channel, PostingChannel
 from host.memory import Arenas
 from ppe.cycle.accounts import ENGINE_INFO, INDEX
 from ppe.cycle.control_port import ControlPort
@@ -151,7 +151,7 @@ class HostEnd:
         """What compiled host code takes."""
         return self.channel.context
 
-    def forget(self, channel: Channel) -> None:
+    def forget(self, channel: PostingChannel) -> None:
         """Nothing to detach: the engine is closed first."""
 
     def close(self) -> None:
