@@ -15,7 +15,7 @@ PLAIN_TESTS = $(wildcard tests/shm tests/iscsi/wire)
 BENCHMARKS := queue wait engine iscsi
 
 .PHONY: help setup setup-bench venv system-packages demo test test-fast test-plain test-compiled lint soak \
-	bench bench-calls lock clean
+	conformance guest-image test-guest bench bench-calls lock clean
 
 help: ## list the targets
 	awk -F ':[^#]*## ' '/^[a-z-]+:[^#]*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -73,6 +73,7 @@ system-packages:
 	need tgtd tgt
 	need iscsi-ls libiscsi-bin
 	need qemu-img qemu-utils
+	need qemu-system-x86_64 qemu-system-x86
 	compgen -G '/usr/lib/*/qemu/block-iscsi.so' >/dev/null || missing+=(qemu-block-extra)
 	if [ $${#missing[@]} = 0 ]; then exit 0; fi
 	list="$${missing[*]}"
@@ -108,7 +109,7 @@ test: setup ## lint, the tests as plain Python, the tests compiled
 	if [ -n "$$failed" ]; then echo "make test failed in:$$failed" >&2; exit 1; fi
 
 test-fast: setup ## the tests that take less than a quarter of a second each
-	$(PYTEST) -q -m 'not slow and not soak and not interop'
+	$(PYTEST) -q -m 'not slow and not soak and not interop and not guest'
 
 test-plain: setup # the same source with the compiler switched off
 	test -n '$(PLAIN_TESTS)' || { echo 'no tests to run as plain Python' >&2; exit 1; }
@@ -128,8 +129,17 @@ lint: setup ## ruff, mypy --strict, the import law
 	run lint-imports --no-cache
 	if [ -n "$$failed" ]; then echo "lint failed in:$$failed" >&2; exit 1; fi
 
+conformance: setup ## every suite of libiscsi's test tool, on the LUNs they want (WRITE=1: to docs)
+	$(PYTHON) -m tests.interop.conformance $(if $(WRITE),--write)
+
 soak: setup ## minutes long: a thousand killed clients, ten million sleeps
 	$(PYTEST) -m soak -o timeout=0 -o faulthandler_timeout=0
+
+guest-image: setup ## the virtual machine for test-guest, from Debian's packages (140 MB, once)
+	$(PYTHON) -m tests.guest.image
+
+test-guest: guest-image ## Linux's own initiator and target, and pulled plugs, in a virtual machine
+	$(PYTEST) -q -m guest -o faulthandler_timeout=300 tests
 
 bench: setup-bench ## every benchmark with its references; results in bench/results
 	for name in $(BENCHMARKS); do $(PYTHON) -m ppe bench "$$name"; done

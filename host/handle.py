@@ -58,21 +58,53 @@ class EngineHandle:
     inline = False
 
     def __init__(self, name: str, arena_size: int = ARENA_SIZE) -> None:
-        self._pid = os.getpid()
+        self._pid, self._name = os.getpid(), name
         self._connection = _dial(name)
         self._calls = 0
         self._lock = threading.Lock()
         self._channels: dict[PostingChannel, tuple[int, Segment, int, int]] = {}
         self._dead = False
+        self._stale: set[PostingChannel] = set()  # channels of an engine that is gone
         self._arenas = Arenas(self._register, arena_size)
         try:
-            self.info = self._call({"call": "hello", "version": VERSION, "layout": LAYOUT_HASH})
+            self.info = self._hello()
         except BaseException:
             self._connection.close()
             raise
+        self._start_watching()
+
+    def _hello(self) -> dict[str, Any]:
+        return self._call({"call": "hello", "version": VERSION, "layout": LAYOUT_HASH})
+
+    def _start_watching(self) -> None:
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
-        self._watcher = threading.Thread(target=self._watch, name=f"ppe-watch-{name}", daemon=True)
+        name = f"ppe-watch-{self._name}"
+        self._watcher = threading.Thread(target=self._watch, name=name, daemon=True)
         self._watcher.start()
+
+    def reopen(self) -> None:
+        """Connect to the engine that now has the name of one that died, with the same memory.
+
+        Buffers stay valid; channels do not: close them and open others. Does nothing while the
+        engine is there. Raises what `host.connect` raises, and the handle stays as it was.
+        """
+        if not self._dead:
+            return
+        old, self._connection = self._connection, _dial(self._name)
+        try:
+            self.info = self._hello()
+            self._arenas.register_again()
+        except BaseException:
+            self._connection.close()
+            self._connection = old
+            raise
+        old.close()
+        self._watcher.join()
+        os.close(self._stop_read)
+        os.close(self._stop_write)
+        self._stale |= set(self._channels)
+        self._dead = False
+        self._start_watching()
 
     def _call(
         self, message: dict[str, Any], descriptors: list[int] | None = None
@@ -160,9 +192,11 @@ class EngineHandle:
         """Detach a closed channel; the engine lets go of its endpoints before this returns."""
         number, segment, bell, wake = self._channels.pop(channel)
         if not self._is_inherited:  # Else all of it is the parent's, and not even mapped here.
-            with contextlib.suppress(EngineDied, EngineRefused):
-                self._call({"call": "detach", "channel": number})
+            if channel not in self._stale:
+                with contextlib.suppress(EngineDied, EngineRefused):
+                    self._call({"call": "detach", "channel": number})
             segment.close()
+        self._stale.discard(channel)
         os.close(bell)
         os.close(wake)
 

@@ -63,6 +63,9 @@ class InlineHandle:
         """Whether it was not closed."""
         return not self._closed
 
+    def reopen(self) -> None:
+        """Do nothing: this engine lives as long as its handle."""
+
     @property
     def tables(self) -> EngineTables:
         """The engine's tables, for experiments that look inside."""

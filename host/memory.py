@@ -132,6 +132,12 @@ class Arenas:
             changed()
         return segment.array
 
+    def register_again(self) -> None:
+        """Name all memory to another engine. Nothing changes unless all of it is accepted."""
+        with self._lock:
+            regions = [self._register(segment) for segment in self._segments]
+            self.mappings["region"][: self.mapping_count] = regions
+
     def close(self) -> None:
         """Unmap everything. Arrays that still exist keep their own pages until they go."""
         self._free.clear()

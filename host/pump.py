@@ -6,7 +6,7 @@ set of functions is made for each role by `make_pump`.
 
 Sends are unsignalled: every completion of the endpoint tells how many bytes its transport has taken
 (the cumulative count in `arg0`), which is all the protocol needs to reuse its headers. Only when
-half of its transmit queue waits is one send signalled.
+half of its transmit queue waits, or its owner says so, is one send signalled.
 
 How bytes are received is a choice, `mode`:
   STAGED     two receives of whatever comes into staging buffers; parsed and copied from there.
@@ -54,6 +54,9 @@ PUMP: Final = record(
     Field("error", "<i8"),  # -errno of the transport or a violation of the protocol; 0: it runs
     Field("busy", "<i8"),  # for the owner: in its list of pumps to look at
     Field("owner", "<i8"),  # for the owner: its number of this connection
+    # Set by the owner: what is sent now lies in memory that others wait for, so each batch is to
+    # be acknowledged.
+    Field("eager", "<i8"),
     size=192,
 )
 pump_at = opener(PUMP)
@@ -101,13 +104,14 @@ def _post_receive(pump: int, kind: int, address: int, length: int, flags: int) -
 def _post_send(pump: int, is_last: bool) -> bool:
     """Post the span that was taken from the protocol. False: no room, try again later.
 
-    If half of the transmit queue waits, the last span of a batch is signalled: its completion
-    acknowledges the whole batch. (An earlier one could complete while its PDU is half sent, free
-    nothing, and leave nobody to tell of the rest.)
+    If half of the transmit queue waits, or the owner is eager, the last span of a batch is
+    signalled: its completion acknowledges the whole batch. (An earlier one could complete while its
+    PDU is half sent, free nothing, and leave nobody to tell of the rest.)
     """
     mine = pump_at(pump)[0]
     port = port_at(mine["conn"])[0]
-    signalled = is_last and 2 * (port["tx_made"] - port["tx_sent"]) >= port["tx_capacity"]
+    is_half_full = 2 * (port["tx_made"] - port["tx_sent"]) >= port["tx_capacity"]
+    signalled = is_last and (is_half_full or mine["eager"] != 0)
     flags = (0 if is_last else MORE) | (0 if signalled else UNSIGNALLED)
     posted = native.post_send(
         mine["context"], mine["endpoint"], pump | TX, mine["tx_address"], mine["tx_length"], flags

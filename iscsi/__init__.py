@@ -6,12 +6,25 @@ from importlib import import_module
 from typing import Any, Final
 
 _HOMES: Final = {
+    "AsyncBlockDevice": "iscsi.session.blockdev",
+    "AuthError": "iscsi.session.errors",
     "BlockDevice": "iscsi.session.blockdev",
+    "CommandTimeout": "iscsi.session.errors",
+    "ConnectionLost": "iscsi.session.errors",
+    "NEVER": "iscsi.session.options",
+    "Recovery": "iscsi.session.options",
+    "SCSIError": "iscsi.session.errors",
+    "Timeouts": "iscsi.session.options",
+    "TransportError": "iscsi.session.errors",
+    "UnknownOutcome": "iscsi.session.errors",
     "aopen": "iscsi.session.blockdev",
+    "discover": "iscsi.session.discovery",
     "open": "iscsi.session.blockdev",
 }
 
-__all__ = ["BlockDevice", "aopen", "open"]
+__all__ = [  # noqa: PLE0604 - the names above
+    *_HOMES,
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -31,6 +31,7 @@ PACKAGES = {
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",
     "qemu-iscsi": "qemu-block-extra",
+    "qemu-system-x86_64": "qemu-system-x86",
     "gcc": "gcc",
     "g++": "g++",
 }

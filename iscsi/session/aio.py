@@ -1,77 +1,85 @@
 """A session in an event loop: it performs the same steps as `initiator`, by awaiting.
 
 The loop watches the channel's descriptor; when it is readable, compiled code takes everything that
-came. A cancelled wait submits no more of its job and returns when its open commands have ended,
-because until then the target may still fill the caller's memory.
+came. A cancelled wait has the target abort its open commands and returns when they have ended,
+because until then the target may still fill the caller's memory. A lost connection is made again by
+a task of the session's own; jobs wait for it.
 """
 
 import asyncio
 import contextlib
 import os
 import socket
+from time import monotonic_ns
 from typing import Any, Final, TypeVar
 
 from host import doors as host_doors
 from host.aio import AsyncChannel
 from host.channel import resolve
 from host.errors import EngineDied
-from iscsi.session import doors, jobs
-from iscsi.session.core import Engine, Options, SessionCore
-from iscsi.session.errors import CommandTimeout, ConnectionLost, LoginTimeout
-from iscsi.session.outcome import error_of_job
-from iscsi.session.steps import AwaitControl, Connect, Finish, Receive, Send, Step, Steps
+from iscsi.session import commands, doors, jobs, unit
+from iscsi.session.core import Engine, SessionCore
+from iscsi.session.errors import ConnectionLost, LoginTimeout, SessionClosed
+from iscsi.session.options import Options, Timeouts
+from iscsi.session.recovery import Recovery
+from iscsi.session.replay import Turn
+from iscsi.session.steps import (
+    AwaitControl,
+    AwaitTurn,
+    Connect,
+    Finish,
+    Receive,
+    Send,
+    Sleep,
+    Step,
+    Steps,
+)
 from iscsi.wire.port import ControlPdu
 from iscsi.wire.url import IscsiUrl
-from shm.view import address_of
 
 R = TypeVar("R")
 LOGOUT_S: Final = 2.0
-WATCH_S: Final = 0.25
+WATCH_S: Final = 0.1
 # An inline engine on io_uring: its ring's descriptor does not become readable for completions that
 # wait for this thread to fetch them, so the loop looks by itself while something is under way.
 LOOK_S: Final = 0.001
 
 
-class AsyncSession:
-    """A logged-in session of the running loop. Made by `open`."""
+class AsyncSession(commands.Commands):
+    """A logged-in session of the running loop. Made by `open`. Its SCSI commands are those of
+    `commands.Commands`, to be awaited.
+    """
 
     def __init__(self, engine: Engine, url: str | IscsiUrl, options: Options) -> None:
         self.core = SessionCore(engine, url, options)
+        self.recovery = Recovery(self.core)
         self._loop = asyncio.get_running_loop()
         self._login: AsyncChannel | None = None
+        self._login_end = 0.0
         self._own = 0
         self._jobs: dict[int, asyncio.Future[None]] = {}
-        self._controls: asyncio.Future[None] | None = None
+        self._controls: dict[int, asyncio.Future[None]] = {}
         self._descriptor = -1
         self._watchdog: asyncio.TimerHandle | None = None
         self._looker: asyncio.TimerHandle | None = None
+        self._due: asyncio.TimerHandle | None = None
+        self._recovering: asyncio.Task[None] | None = None
+        self.core.on_channel_change += [self._end_login, self._end_work]
         info = getattr(engine, "info", {})
         self._must_look = self.core.channel.is_inline and info.get("readiness") != "epoll"
-        self._progress = (0, 0.0)
 
     @classmethod
     async def open(cls, engine: Engine, url: str | IscsiUrl, **options: Any) -> "AsyncSession":
         """Connect and log in. Raises what `InitiatorSession` raises."""
         session = cls(engine, url, Options(**options))
-        limit_s = session.core.options.login_timeout_s
         try:
-            session._login = AsyncChannel(session.core.channel)
-            try:
-                async with asyncio.timeout(limit_s):
-                    await session.perform(session.core.opening())
-            except TimeoutError as error:
-                if isinstance(error, OSError) and error.errno:
-                    raise
-                raise LoginTimeout(
-                    f"the target did not finish the login in {limit_s:g} s"
-                ) from error
-            finally:
-                session._login.close()
-                session._login = None
+            await session.perform(session.core.opening())
+            session._begin_work()
         except BaseException:
+            session._end_login()
+            session._end_work()
             session.core.free()
             raise
-        session._watch()
         return session
 
     # --- performing steps ------------------------------------------------------------------
@@ -89,26 +97,67 @@ class AsyncSession:
             try:
                 answer = await self._do(step)
             except BaseException as raised:
-                if not isinstance(step, Finish | AwaitControl):
+                if isinstance(step, Connect | Send | Receive):
                     self.core.drop_endpoint()  # Before its memory goes back.
                 error = raised
+
+    _run = perform
 
     async def _do(self, step: Step) -> Any:
         match step:
             case Finish(job):
                 return await self._finish(job)
-            case AwaitControl():
-                return await self._await_control()
+            case AwaitControl(tag):
+                return await self._await_control(tag)
             case Connect(host, port):
-                return await self._connect(host, port)
+                self._begin_login()
+                return await self._in_time(self._connect(host, port))
             case Send(endpoint, data):
                 own = self._next_own()
                 self._posted(self.core.channel.post_send(endpoint, data, own))
-                return await self._complete(own)
+                return await self._in_time(self._complete(own))
             case Receive(endpoint, into):
                 own = self._next_own()
                 self._posted(self.core.channel.post_recv(endpoint, into, own, exact=True))
-                return await self._complete(own)
+                return await self._in_time(self._complete(own))
+            case Sleep(seconds):
+                return await asyncio.sleep(seconds)
+            case AwaitTurn(turn):
+                return await self._await_turn(turn)
+
+    async def _await_turn(self, turn: Turn) -> None:
+        future = self._loop.create_future()
+        turn.on_free = lambda: None if future.done() else future.set_result(None)
+        try:
+            await future
+        finally:
+            turn.on_free = None
+
+    # --- login -----------------------------------------------------------------------------
+
+    def _begin_login(self) -> None:
+        """Single operations are waited for now, and nobody else takes completions."""
+        self._end_work()
+        self._login_end = self._loop.time() + self.core.timeouts.login_s
+        if self._login is None:
+            self._login = AsyncChannel(self.core.channel)
+
+    def _end_login(self) -> None:
+        if self._login is not None:
+            self._login.close()
+            self._login = None
+
+    async def _in_time(self, work: Any) -> Any:
+        """What a login does, in the login's time. Raises LoginTimeout."""
+        try:
+            async with asyncio.timeout_at(self._login_end):
+                return await work
+        except TimeoutError as error:
+            if isinstance(error, OSError) and error.errno:
+                raise
+            raise LoginTimeout(
+                f"the target did not finish the login in {self.core.timeouts.login_s:g} s"
+            ) from error
 
     def _next_own(self) -> int:
         self._own += 1
@@ -131,7 +180,7 @@ class AsyncSession:
         failed: OSError = OSError(f"{host} has no address")
         for address in addresses:
             own = self._next_own()
-            limit_s = core.options.login_timeout_s
+            limit_s = core.timeouts.login_s
             self._posted(core.channel.post_connect(address, own, timeout_s=limit_s))
             try:
                 core.endpoint = (await self._complete(own)).endpoint
@@ -142,7 +191,11 @@ class AsyncSession:
                 return core.endpoint
         raise failed
 
+    # --- jobs ------------------------------------------------------------------------------
+
     async def _finish(self, job: int) -> None:
+        if job == self.core.worker.hot("express"):
+            self._begin_work()  # The login of a recovery is over; others do not end one.
         if jobs.job_at(job)[0]["state"] == jobs.DONE:
             return
         future = self._jobs[job] = self._loop.create_future()
@@ -150,67 +203,76 @@ class AsyncSession:
         try:
             await asyncio.shield(future)
         except asyncio.CancelledError:
-            if not future.done():
-                doors.cancel_rest(self.core.connection.worker, job)
-                self._advance()
-                with contextlib.suppress(Exception):
-                    await future
+            await self._cancel(job, future)
             raise
 
-    async def _await_control(self) -> ControlPdu:
+    async def _cancel(self, job: int, future: "asyncio.Future[None]") -> None:
+        """End a job early: its memory is the caller's again when this returns."""
+        if future.done():
+            return
+        doors.cancel_rest(self.core.worker.address, job)
+        self.core.abort(job)
+        self._advance()
+        while not future.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(future)
+
+    async def _await_control(self, tag: int) -> ControlPdu:
+        """Raises what ends the connection."""
+        core, controls = self.core, self.core.controls
         while True:
             self._advance()
-            found = self.core.answer()
+            found = controls.answer(tag)
             if found is not None:
                 return found
-            if self.core.lost is not None:
-                raise self.core.lost
-            self._controls = self._loop.create_future()
-            self._advance()
+            if core.lost is not None or core.controls is not controls or core.down is not None:
+                raise core.lost or core.down or ConnectionLost("the connection was lost")
+            future = self._controls[tag] = self._loop.create_future()
             try:
-                if self.core.lost is None:
-                    await self._controls
+                await future
             finally:
-                self._controls = None
+                self._controls.pop(tag, None)
 
-    async def transfer(
-        self,
-        *,
-        is_write: bool,
-        lba: int,
-        blocks: int,
-        block_size: int,
-        per_command: int,
-        address: int,
-    ) -> int:
-        """Read or write blocks at shared memory. Bytes moved; raises the first command's error."""
-        job = self.core.transfer_job(
-            is_write=is_write,
-            lba=lba,
-            blocks=blocks,
-            block_size=block_size,
-            per_command=per_command,
-            address=address,
-        )
-        where = address_of(job)
-        if len(self._jobs) >= jobs.JOBS_MAX:
-            raise BlockingIOError(f"{len(self._jobs)} transfers are under way: await some first")
-        doors.start(self.core.connection.worker, where)
-        await self._finish(where)
-        error = error_of_job(where, self.core.lost)
-        if error is not None:
-            raise error
-        return int(jobs.job_at(where)[0]["bytes"])
+    async def transfer(self, **what: Any) -> int:
+        """Read or write blocks at shared memory: `Procedures.transfer`."""
+        return await self.perform(self.core.transfer(**what))
+
+    async def examine(self) -> unit.UnitFacts:
+        """What a block device needs to know, and what recovery compares with."""
+        self.recovery.facts = await self.perform(unit.examine(self.core))
+        return self.recovery.facts
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """The time limits in force. Assign others to change them."""
+        return self.core.timeouts
+
+    @timeouts.setter
+    def timeouts(self, timeouts: Timeouts) -> None:
+        self.core.timeouts = timeouts
 
     # --- readiness -------------------------------------------------------------------------
 
-    def _watch(self) -> None:
-        channel = self.core.channel
-        self._descriptor = channel.watch_descriptor
+    def _begin_work(self) -> None:
+        """Watch the channel: commands may come and go."""
+        if self._descriptor >= 0 or self.core.is_closed:
+            return
+        self._end_login()
+        self._descriptor = self.core.channel.watch_descriptor
         os.set_blocking(self._descriptor, False)
         self._loop.add_reader(self._descriptor, self._on_ready)
         self._look_after()
         self._advance()
+
+    def _end_work(self) -> None:
+        """Watch the channel no more."""
+        for timer in (self._watchdog, self._looker, self._due):
+            if timer is not None:
+                timer.cancel()
+        self._watchdog = self._looker = self._due = None
+        if self._descriptor >= 0:
+            self._loop.remove_reader(self._descriptor)
+            self._descriptor = -1
 
     def _on_ready(self) -> None:
         if not self.core.channel.is_inline:
@@ -222,86 +284,129 @@ class AsyncSession:
     def _advance(self) -> None:
         """Take everything that came and post what follows, until there is nothing left to do."""
         core = self.core
-        if core.lost is not None or core.is_closed:
-            return
+        if core.lost is None and core.down is None and not core.is_closed and not self._login:
+            try:
+                self._exchange()
+            except Exception as error:
+                self._lose(error)
+        self._settle()
+        busy = bool(self._jobs or self._controls) and core.down is None and core.lost is None
+        if self._must_look and self._looker is None and busy:
+            self._looker = self._loop.call_later(LOOK_S, self._look)
+
+    def _exchange(self) -> None:
+        core = self.core
+        while True:
+            reason = doors.advance(core.worker.address)
+            if reason:
+                self._look_by(core.attend(reason))
+                continue
+            if core.channel.is_inline:
+                return
+            if not core.channel.is_running:
+                raise EngineDied("the engine went away")
+            if host_doors.arm_async(core.channel.context, 1):
+                return
+
+    def _lose(self, error: Exception) -> None:
+        """The connection is over: have it made again, or end everything."""
+        core = self.core
+        with contextlib.suppress(Exception):  # It is in `core.lost`, for everyone who asks.
+            core.lose(error)
+        for future in self._controls.values():
+            if not future.done():
+                future.set_result(None)
+        if core.lost is None and not core.is_recovering and self._recovering is None:
+            self._recovering = self._loop.create_task(self._recover())
+
+    async def _recover(self) -> None:
+        core = self.core
         try:
-            while True:
-                reason = doors.advance(core.connection.worker)
-                if reason == jobs.BROKEN:
-                    raise core.connection_error()
-                if reason == jobs.CONTROL:
-                    core.take_controls()
-                    self._wake_controls()
-                    continue
-                if core.channel.is_inline:
-                    break
-                if not core.channel.is_running:
-                    raise EngineDied("the engine went away: open the device again")
-                if host_doors.arm_async(core.channel.context, 1):
-                    break
+            await self.perform(self.recovery.recovering())
+        except asyncio.CancelledError:
+            core.break_off(SessionClosed("the session was closed"))
+            raise
         except Exception as error:
             core.break_off(error)
-            self._wake_controls()
-        self._settle()
-        if self._must_look and self._looker is None and (self._jobs or self._controls is not None):
-            self._looker = self._loop.call_later(LOOK_S, self._look)
+        finally:
+            self._recovering = None
+            self._end_login()
+            if core.lost is None:
+                self._begin_work()
+            self._advance()
 
     def _look(self) -> None:
         self._looker = None
         self._advance()
 
-    def _wake_controls(self) -> None:
-        if self._controls is not None and not self._controls.done():
-            self._controls.set_result(None)
+    def _look_by(self, due_ns: int) -> None:
+        """Look again when something is due, if that is before the watchdog looks anyway."""
+        seconds = (due_ns - monotonic_ns()) / 1e9
+        if seconds < WATCH_S and self._due is None:
+            self._due = self._loop.call_later(max(seconds, 0), self._on_due)
+
+    def _on_due(self) -> None:
+        self._due = None
+        self._attend()
+        self._advance()
 
     def _settle(self) -> None:
-        """Wake the owners of jobs that ended."""
+        """Wake the owners of jobs and answers that came."""
         ended = [job for job in self._jobs if jobs.job_at(job)[0]["state"] == jobs.DONE]
         for job in ended:
             future = self._jobs.pop(job)
             if not future.done():
                 future.set_result(None)
+        for tag, future in self._controls.items():
+            if not future.done() and (self.core.controls.has(tag) or self.core.lost is not None):
+                future.set_result(None)
+
+    def _attend(self) -> None:
+        core = self.core
+        if core.lost is None and core.down is None and not core.is_closed:
+            try:
+                self._look_by(core.attend(0))
+            except Exception as error:
+                self._lose(error)
 
     def _look_after(self) -> None:
-        """Four times a second: give a silent target up, learn what was sent of early failures."""
-        core = self.core
-        if core.lost is not None or core.is_closed:
-            return
-        mine, now = core.connection, self._loop.time()
-        ended = mine.hot("completions")
-        waiting = self._jobs or self._controls is not None
-        if ended != self._progress[0] or not waiting:
-            self._progress = (ended, now)
-        if now - self._progress[1] > core.options.timeout_s:
-            core.break_off(
-                CommandTimeout(
-                    f"the target at {mine.portal.address} made no progress for "
-                    f"{core.options.timeout_s:g} s; the connection was closed"
-                )
-            )
-            self._wake_controls()
-            self._settle()
-            return
-        if mine.unsent and mine.hot("outstanding") and not mine.has_ping:
-            mine.ping()
-            self._advance()
+        """Ten times a second: pings, late commands, whatever is due."""
         self._watchdog = self._loop.call_later(WATCH_S, self._look_after)
+        self._attend()
+        self._advance()
+
+    # --- the end ---------------------------------------------------------------------------
+
+    async def reconnect(self) -> None:
+        """Log out, or hang up, and make the connection again now. Raises why that cannot be."""
+        core = self.core
+        core.check_usable()
+        if core.down is None:
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(LOGOUT_S):
+                    await self.perform(core.logging_out())
+            if core.down is None:
+                self._lose(ConnectionLost("a reconnection was asked for"))
+        if self._recovering is not None:
+            await asyncio.wait([self._recovering])
+        core.check_usable()
 
     async def close(self) -> None:
         """Log out if the target still answers, and give everything back. Idempotent."""
-        if self.core.is_closed:
+        core = self.core
+        if core.is_closed:
             return
         try:
-            if self.core.lost is None and self.core.channel.is_running:
+            if self._recovering is not None:
+                self._recovering.cancel()
+                await asyncio.wait([self._recovering])
+            if core.lost is None and core.down is None and core.channel.is_running:
                 with contextlib.suppress(Exception):
                     async with asyncio.timeout(LOGOUT_S):
-                        await self.perform(self.core.logging_out())
+                        await self.perform(core.logging_out())
         finally:
-            for timer in (self._watchdog, self._looker):
-                if timer is not None:
-                    timer.cancel()
-            if self._descriptor >= 0:
-                self._loop.remove_reader(self._descriptor)
-            self.core.break_off(ConnectionLost("the session was closed"))
+            core.break_off(SessionClosed("the session was closed"))
             self._settle()
-            self.core.free()
+            self._end_login()
+            self._end_work()
+            core.free()

@@ -2,7 +2,8 @@
 
 Memory from `alloc` is read into and written from in place; other memory goes through a buffer of
 the device's own, and `copied_bytes` counts what that cost. An error of the target never leaves the
-device unusable; an error of the connection does, and every later call raises it again.
+device unusable, and a lost connection is made again; only when that is given up every later call
+raises why.
 """
 
 import ctypes
@@ -10,11 +11,13 @@ from typing import Any, Final
 
 import host
 from host.memory import Buffer
-from iscsi.session import doors, unit
+from iscsi.session import commands, doors, unit
 from iscsi.session.aio import AsyncSession
 from iscsi.session.errors import SessionClosed
 from iscsi.session.geometry import BOUNCE_SIZE, Geometry, as_bytes, geometry_of
 from iscsi.session.initiator import InitiatorSession
+from iscsi.session.options import Timeouts
+from iscsi.session.steps import Steps
 from iscsi.wire.scsi_data import InquiryData
 from iscsi.wire.url import IscsiUrl, UrlError, parse_url
 from shm.view import address_of
@@ -29,17 +32,36 @@ def _unit_url(url: str | IscsiUrl) -> IscsiUrl:
     return parsed
 
 
-class BlockDevice:
-    """An open LUN. Made by `iscsi.open`; belongs to the thread that opened it."""
+class Device(commands.Commands):
+    """What both kinds of device have: the unit's shape, its commands, its limits in time."""
 
-    def __init__(self, session: InitiatorSession, engine: Any, *, owns_engine: bool) -> None:
-        self.session = session
+    def __init__(
+        self,
+        session: InitiatorSession | AsyncSession,
+        facts: unit.UnitFacts,
+        engine: Any,
+        owns_engine: bool,
+    ) -> None:
+        self.core = session.core
         self._engine, self._owns_engine = engine, owns_engine
-        facts = session.perform(unit.examine(session.core))
         self.inquiry: InquiryData = facts.inquiry
-        self.geometry: Geometry = geometry_of(facts, session.core.options.command_bytes)
-        self._bounce: Buffer | None = None
+        self.core.limits, self.core.capacity = facts.limits, facts.capacity
+        self.geometry: Geometry = geometry_of(facts, self.core.options.command_bytes)
         self.copied_bytes = 0
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """The time limits in force. Assign others to change them while the device is used."""
+        return self.core.timeouts
+
+    @timeouts.setter
+    def timeouts(self, timeouts: Timeouts) -> None:
+        self.core.timeouts = timeouts
+
+    @property
+    def recoveries(self) -> int:
+        """How often the connection was lost and made again."""
+        return self.core.recoveries
 
     @property
     def block_size(self) -> int:
@@ -59,12 +81,44 @@ class BlockDevice:
     @property
     def url(self) -> str:
         """Where it is, without credentials."""
-        return str(self.session.core.url)
+        return str(self.core.url)
 
     def alloc(self, size: int) -> Buffer:
         """Memory that is read into and written from without a copy; `free` it before `close`."""
         buffer: Buffer = self._engine.alloc(size)
         return buffer
+
+    def _check_open(self) -> None:
+        if self.core.is_closed:
+            raise SessionClosed("this device is closed")
+
+    def _is_shared(self, address: int, size: int) -> bool:
+        self._check_open()
+        return bool(doors.is_shared(self.core.channel.context, address, size))
+
+    def _what(self, lba: int, blocks: int, address: int, is_write: bool) -> dict[str, Any]:
+        """The arguments of a transfer."""
+        return {
+            "is_write": is_write,
+            "lba": lba,
+            "blocks": blocks,
+            "block_size": self.block_size,
+            "per_command": self.geometry.blocks_per_command,
+            "address": address,
+        }
+
+
+class BlockDevice(Device):
+    """An open LUN. Made by `iscsi.open`; belongs to the thread that opened it."""
+
+    def __init__(self, session: InitiatorSession, engine: Any, *, owns_engine: bool) -> None:
+        super().__init__(session, session.examine(), engine, owns_engine)
+        self.session = session
+        self._bounce: Buffer | None = None
+
+    def _run(self, steps: Steps[Any]) -> Any:
+        self._check_open()
+        return self.session.perform(steps)
 
     def read(self, lba: int, blocks: int) -> bytes:
         """`blocks` blocks from `lba`. Raises OutOfRange, ScsiError, ConnectionLost, ..."""
@@ -89,8 +143,7 @@ class BlockDevice:
     def _move(self, lba: int, address: int, size: int, *, is_write: bool) -> int:
         blocks = self.geometry.blocks_of(size)
         self.geometry.check(lba, blocks)
-        context = self.session.core.channel.context if self._is_open() else 0
-        if doors.is_shared(context, address, size):
+        if self._is_shared(address, size):
             return self._transfer(lba, blocks, address, is_write)
         step = max(BOUNCE_SIZE // self.block_size, 1)
         bounce = self._bounce_buffer(min(size, step * self.block_size))
@@ -105,20 +158,8 @@ class BlockDevice:
             self.copied_bytes += length
         return size
 
-    def _is_open(self) -> bool:
-        if self.session.core.is_closed:
-            raise SessionClosed("this device is closed")
-        return True
-
     def _transfer(self, lba: int, blocks: int, address: int, is_write: bool) -> int:
-        return self.session.transfer(
-            is_write=is_write,
-            lba=lba,
-            blocks=blocks,
-            block_size=self.block_size,
-            per_command=self.geometry.blocks_per_command,
-            address=address,
-        )
+        return self.session.transfer(**self._what(lba, blocks, address, is_write))
 
     def _bounce_buffer(self, size: int) -> Buffer:
         if self._bounce is None or len(self._bounce) < size:
@@ -130,8 +171,13 @@ class BlockDevice:
 
     def flush(self) -> None:
         """Have everything written reach the medium (SYNCHRONIZE CACHE)."""
-        self._is_open()
-        self.session.synchronize_cache()
+        self._check_open()
+        self.synchronize_cache()
+
+    def reconnect(self) -> None:
+        """Drop the connection and make it again now; nothing is lost by it."""
+        self._check_open()
+        self.session.reconnect()
 
     def close(self) -> None:
         """Log out and give everything back, memory from `alloc` excepted. Idempotent."""
@@ -152,7 +198,7 @@ class BlockDevice:
 def open(url: str | IscsiUrl, engine: Any = host.INLINE, **options: Any) -> BlockDevice:
     """Open the LUN a URL names, through an engine's handle or the engine of that name.
 
-    `options` are those of `iscsi.session.core.Options` (queue_depth, receive, timeout_s, ...).
+    `options` are those of `iscsi.session.options.Options` (queue_depth, timeouts, recovery, ...).
     Raises UrlError, NotSupported, OSError, LoginTimeout, LoginRejected, NoSuchUnit, ScsiError,
     RemoteProtocolError and host errors; nothing is left behind.
     """
@@ -171,40 +217,22 @@ def open(url: str | IscsiUrl, engine: Any = host.INLINE, **options: Any) -> Bloc
         raise
 
 
-class AsyncBlockDevice:
+class AsyncBlockDevice(Device):
     """An open LUN in an event loop; any number of reads and writes may be under way.
 
-    Made by `iscsi.aopen`. Overlapping writes and reads are ordered by nobody.
+    Made by `iscsi.aopen`. Writes of the same blocks take place in the order of their calls; reads
+    are ordered by nobody.
     """
 
     def __init__(
         self, session: AsyncSession, facts: unit.UnitFacts, engine: Any, *, owns_engine: bool
     ) -> None:
+        super().__init__(session, facts, engine, owns_engine)
         self.session = session
-        self._engine, self._owns_engine = engine, owns_engine
-        self.inquiry: InquiryData = facts.inquiry
-        self.geometry: Geometry = geometry_of(facts, session.core.options.command_bytes)
-        self.copied_bytes = 0
 
-    @property
-    def block_size(self) -> int:
-        """Bytes of one block."""
-        return self.geometry.block_size
-
-    @property
-    def block_count(self) -> int:
-        """How many blocks there are."""
-        return self.geometry.block_count
-
-    @property
-    def size(self) -> int:
-        """Bytes of the device."""
-        return self.geometry.size
-
-    def alloc(self, size: int) -> Buffer:
-        """Memory that is read into and written from without a copy; `free` it before `close`."""
-        buffer: Buffer = self._engine.alloc(size)
-        return buffer
+    def _run(self, steps: Steps[Any]) -> Any:
+        self._check_open()
+        return self.session.perform(steps)
 
     async def read(self, lba: int, blocks: int) -> bytes:
         """`blocks` blocks from `lba`."""
@@ -226,10 +254,7 @@ class AsyncBlockDevice:
     async def _move(self, lba: int, address: int, size: int, *, is_write: bool) -> int:
         blocks = self.geometry.blocks_of(size)
         self.geometry.check(lba, blocks)
-        core = self.session.core
-        if core.is_closed:
-            raise SessionClosed("this device is closed")
-        if doors.is_shared(core.channel.context, address, size):
+        if self._is_shared(address, size):
             return await self._transfer(lba, blocks, address, is_write)
         with self._engine.alloc(size) as bounce:
             if is_write:
@@ -241,18 +266,17 @@ class AsyncBlockDevice:
         return size
 
     async def _transfer(self, lba: int, blocks: int, address: int, is_write: bool) -> int:
-        return await self.session.transfer(
-            is_write=is_write,
-            lba=lba,
-            blocks=blocks,
-            block_size=self.block_size,
-            per_command=self.geometry.blocks_per_command,
-            address=address,
-        )
+        what = self._what(lba, blocks, address, is_write)
+        return await self.session.perform(self.core.transfer(**what))
 
     async def flush(self) -> None:
         """Have everything written reach the medium."""
-        await self.session.perform(unit.synchronize_cache(self.session.core))
+        await self.synchronize_cache()
+
+    async def reconnect(self) -> None:
+        """Drop the connection and make it again now; nothing is lost by it."""
+        self._check_open()
+        await self.session.reconnect()
 
     async def close(self) -> None:
         """Log out and give everything back. Idempotent."""
@@ -277,7 +301,7 @@ async def aopen(url: str | IscsiUrl, engine: Any = host.INLINE, **options: Any) 
     session = None
     try:
         session = await AsyncSession.open(handle, parsed, **options)
-        facts = await session.perform(unit.examine(session.core))
+        facts = await session.examine()
         return AsyncBlockDevice(session, facts, handle, owns_engine=owns_engine)
     except BaseException:
         if session is not None:

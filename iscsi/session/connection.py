@@ -16,19 +16,17 @@ from iscsi.session import doors, jobs
 from iscsi.session.errors import ConnectionLost
 from iscsi.session.memory import aligned_zeros
 from iscsi.session.steps import Connect, Receive, Send, Steps
+from iscsi.session.worker import SPARE_TASKS, Worker
 from iscsi.wire.bhs import BHS_LENGTH, Opcode, encode
 from iscsi.wire.initiator import InitiatorConnection
 from iscsi.wire.initiator_task import InitiatorLimits
 from iscsi.wire.login import InitiatorLogin
 from iscsi.wire.login_common import MAX_LOGIN_SEGMENT, LoginResult
 from iscsi.wire.names import Portal
-from iscsi.wire.port import PortLimits, build_queue, port_at, round_up
+from iscsi.wire.port import PortLimits, port_at, round_up
 from shm.view import address_of
 
 STAGING_SIZE: Final = 256 << 10
-
-SPARE_TASKS: Final = 8  # for pings, logout and task management, above the queue depth
-COALESCE_NS: Final = 1_000_000
 CONTROL_DATA_LENGTH: Final = 8192
 
 
@@ -86,15 +84,17 @@ def _receive_one(endpoint: int, buffer: Buffer, login: InitiatorLogin) -> Steps[
 
 
 class Connection:
-    """The hot state of a connection in the full feature phase: PORT, PUMP and WORKER.
+    """The hot state of a connection in the full feature phase: PORT and PUMP, and the session's
+    WORKER attached to them.
 
     `wire` is its protocol, in shared memory because headers are sent from there; the caller closes
     the endpoint before `free`.
     """
 
     def __init__(
-        self, memory: Memory, channel: Channel, state: LoggedIn, mode: int, depth: int
+        self, memory: Memory, channel: Channel, state: LoggedIn, mode: int, worker: Worker
     ) -> None:
+        depth = worker.hot("replay_count") - SPARE_TASKS
         limits = InitiatorLimits(
             task_count=depth + SPARE_TASKS,
             port=PortLimits(
@@ -106,15 +106,13 @@ class Connection:
         self._buffers = [memory.alloc(InitiatorConnection.size(state.login, limits))]
         self._buffers[0].array[:] = 0
         self.wire = InitiatorConnection(self._buffers[0].address, state.login, limits)
-        self._private = aligned_zeros(
-            pump.PUMP_SIZE + jobs.WORKER.itemsize + 8 * jobs.JOBS_MAX + 128
-        )
+        self._private = aligned_zeros(pump.PUMP_SIZE)
         self._ping_memory = aligned_zeros(jobs.JOB_SIZE)
         self._ping = address_of(self._ping_memory)
         self.pump = address_of(self._private)
-        self.worker = self.pump + _rounded(pump.PUMP_SIZE)
+        self._worker, self.worker = worker, worker.address
         self._fill_pump(memory, channel, state, mode)
-        self._fill_worker(channel, depth)
+        worker.attach(channel.context, self.endpoint, self.wire.address, self.pump)
 
     def _fill_pump(self, memory: Memory, channel: Channel, state: LoggedIn, mode: int) -> None:
         mine = pump.pump_at(self.pump)[0]
@@ -125,13 +123,6 @@ class Connection:
             self._buffers.append(staging)
             mine["staging"], mine["staging_size"] = staging.address, STAGING_SIZE
 
-    def _fill_worker(self, channel: Channel, depth: int) -> None:
-        mine = jobs.worker_at(self.worker)[0]
-        mine["pump"], mine["context"], mine["conn"] = self.pump, channel.context, self.wire.address
-        mine["endpoint"], mine["depth"], mine["coalesce_ns"] = self.endpoint, depth, COALESCE_NS
-        queue = self.worker + _rounded(jobs.WORKER.itemsize)
-        build_queue(self.worker + jobs.WORKER_JOBS, queue, jobs.JOBS_MAX)
-
     @property
     def error(self) -> int:
         """Why the connection is over: -errno or a Violation; 0 while it is not."""
@@ -139,7 +130,12 @@ class Connection:
 
     def hot(self, name: str) -> int:
         """One word of the WORKER record."""
-        return int(jobs.worker_at(self.worker)[0][name])
+        return self._worker.hot(name)
+
+    @property
+    def pdus(self) -> int:
+        """PDUs that came: while this grows the target lives."""
+        return int(port_at(self.wire.address)[0]["rx_pdus"])
 
     @property
     def unsent(self) -> bool:
@@ -164,7 +160,3 @@ class Connection:
         for buffer in self._buffers:
             buffer.free()
         self._buffers.clear()
-
-
-def _rounded(size: int) -> int:
-    return (size + 63) & ~63

@@ -1,5 +1,6 @@
 """Discovery: a session of its own that asks a portal for its targets and ends."""
 
+from dataclasses import replace
 from typing import Any
 
 import host
@@ -17,7 +18,7 @@ def discover(
     `iscsi.open` raises for connections and logins.
     """
     parsed = parse_url(url) if isinstance(url, str) else url
-    portal = IscsiUrl(parsed.host, parsed.port, options=parsed.options, scheme=parsed.scheme)
+    portal = replace(parsed, target=None, lun=None)
     owns_engine = isinstance(engine, str)
     handle = host.connect(engine) if owns_engine else engine
     try:

@@ -51,6 +51,26 @@ def abort_all(worker: int, result: int) -> None:
     jobs.abort_all(worker, result)
 
 
+@entry("void(intp)")
+def settle(worker: int) -> None:
+    """Account what is complete, without moving a byte."""
+    jobs.take_completed(worker)
+
+
+@entry("void(intp, intp, int64)")
+def end_command(worker: int, job: int, result: int) -> None:
+    """`jobs.end_command`."""
+    jobs.end_command(worker, job, result)
+
+
+@entry("void(intp, intp, int64)")
+def give_up(worker: int, job: int, result: int) -> None:
+    """Submit no more of a job; it ends with `result` when its open commands have."""
+    jobs.fail(job, result)
+    jobs.drop_replays(worker, job)
+    jobs.end_if_over(worker, job)
+
+
 @entry("boolean(intp, intp, int64)")
 def is_shared(context: int, address: int, length: int) -> bool:
     """Whether the engine may touch this memory, so that it can be used in place."""

@@ -1,37 +1,52 @@
-"""A session that blocks: it performs the steps of `core` and `unit` in the calling thread.
+"""A session that blocks: it performs the steps of `core`, `unit` and `recovery` in the calling
+thread.
 
 Waits return to Python ten times a second, so Ctrl-C works everywhere; no Python runs per PDU or per
-completion. A session belongs to the thread that opened it.
+completion. A session belongs to the thread that opened it; between its calls nobody looks after the
+connection, and one that was lost meanwhile is made again by the next call.
 """
 
+import contextlib
 import socket
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any, Final, TypeVar
 
 from numpy.typing import NDArray
 
-from host.channel import TICK_NS
-from host.errors import EngineDied
-from iscsi.session import doors, jobs, unit
-from iscsi.session.core import Engine, Options, SessionCore
-from iscsi.session.errors import CommandTimeout, ConnectionLost, LoginTimeout
-from iscsi.session.outcome import CommandResult, error_of_job
-from iscsi.session.steps import AwaitControl, Connect, Finish, Receive, Send, Step, Steps
+from iscsi.session import commands, doors, jobs, unit
+from iscsi.session.core import Engine, SessionCore
+from iscsi.session.errors import ConnectionLost, LoginTimeout
+from iscsi.session.guard import TICK_NS
+from iscsi.session.options import Options, Timeouts
+from iscsi.session.outcome import CommandResult
+from iscsi.session.recovery import Recovery
+from iscsi.session.steps import (
+    AwaitControl,
+    AwaitTurn,
+    Connect,
+    Finish,
+    Receive,
+    Send,
+    Sleep,
+    Step,
+    Steps,
+)
 from iscsi.wire.discovery import DiscoveredTarget
 from iscsi.wire.keys import ConnectionParams, SessionParams
 from iscsi.wire.port import ControlPdu
-from iscsi.wire.scsi_data import BlockLimits, Capacity, InquiryData
 from iscsi.wire.url import IscsiUrl
-from shm.view import address_of
 
 R = TypeVar("R")
-DRAIN_S: Final = 1.0  # for what is under way when a wait is interrupted
+DRAIN_NS: Final = 1_000_000_000  # for what is under way when a wait is interrupted
 LOGOUT_S: Final = 2.0
+FAR_NS: Final = 1 << 62
 
 
-class InitiatorSession:
-    """A logged-in session over one connection.
+class InitiatorSession(commands.Commands):
+    """A logged-in session. Its SCSI commands are those of `commands.Commands`; they block and
+    return what is said there.
 
     Raises UrlError, NotSupported, OSError (refused, unreachable, timed out), LoginTimeout,
     LoginRejected, TooManyRedirects, RemoteProtocolError, and host errors.
@@ -39,15 +54,13 @@ class InitiatorSession:
 
     def __init__(self, engine: Engine, url: str | IscsiUrl, **options: Any) -> None:
         self.core = SessionCore(engine, url, Options(**options))
-        self._deadline: int | None = None
+        self.recovery = Recovery(self.core)
+        self._deadline = 0  # of a login under way
         try:
-            self._deadline = monotonic_ns() + int(self.core.options.login_timeout_s * 1e9)
             self.perform(self.core.opening())
         except BaseException:
             self.core.free()
             raise
-        finally:
-            self._deadline = None
 
     # --- performing steps ------------------------------------------------------------------
 
@@ -66,25 +79,31 @@ class InitiatorSession:
             except BaseException as raised:
                 error = raised
 
+    _run = perform
+
     def _do(self, step: Step) -> Any:
         match step:
             case Finish(job):
                 return self._finish(job)
-            case AwaitControl():
-                return self._await_control()
+            case AwaitControl(tag):
+                return self._await_control(tag)
             case Connect(host, port):
                 return self._connect(host, port)
             case Send(endpoint, data):
                 return self._stream(endpoint, data, is_send=True)
             case Receive(endpoint, into):
                 return self._stream(endpoint, into, is_send=False)
+            case Sleep(seconds):
+                return time.sleep(seconds)
+            case AwaitTurn():
+                raise AssertionError("calls of one thread never stand in each other's way")
 
     def _left_s(self) -> float:
-        assert self._deadline is not None, "connections are made in the constructor"
         return max((self._deadline - monotonic_ns()) / 1e9, 0.001)
 
     def _connect(self, host: str, port: int) -> int:
         core = self.core
+        self._deadline = monotonic_ns() + int(core.timeouts.login_s * 1e9)
         try:
             core.endpoint = core.channel.connect(host, port, timeout_s=self._left_s())
         except socket.gaierror as error:
@@ -100,12 +119,12 @@ class InitiatorSession:
                 channel.recv(endpoint, array, exact=True, timeout_s=left_s)
         except TimeoutError as error:
             raise LoginTimeout(
-                f"the target did not finish the login in {self.core.options.login_timeout_s:g} s"
+                f"the target did not finish the login in {self.core.timeouts.login_s:g} s"
             ) from error
 
     def _finish(self, job: int) -> None:
         """Work until the job has ended. An interruption ends it early and is raised again."""
-        worker = self.core.connection.worker
+        worker = self.core.worker.address
         try:
             self.drive(lambda deadline, tick: doors.run(worker, job, deadline, tick))
         except Exception:
@@ -114,97 +133,87 @@ class InitiatorSession:
             self._abandon(job)
             raise
 
-    def _await_control(self) -> ControlPdu:
-        worker = self.core.connection.worker
+    def _await_control(self, tag: int) -> ControlPdu:
+        """Work until an answer with this tag has come. Raises what ends the connection."""
+        worker, controls = self.core.worker.address, self.core.controls
         try:
-            while True:
-                found = self.core.answer()
-                if found is not None:
-                    return found
-                self.drive(
-                    lambda deadline, tick: doors.run(worker, 0, deadline, tick), until_control=True
-                )
+            self.drive(
+                lambda deadline, tick: doors.run(worker, 0, deadline, tick),
+                until=lambda: controls.has(tag),
+            )
         except Exception:
             raise
         except BaseException:
-            self.core.break_off(ConnectionLost("the connection was closed by an interruption"))
+            if self.core.lost is None:
+                self.core.lose(ConnectionLost("the connection was closed by an interruption"))
             raise
+        found = controls.answer(tag)
+        assert found is not None, "it is what was waited for"
+        return found
 
     def drive(
         self,
         step: Callable[[int, int], int],
-        timeout_ns: int | None = None,
-        *,
-        until_control: bool = False,
+        until: Callable[[], bool] | None = None,
+        seconds: float = 0,
     ) -> None:
-        """Call a door that works until it is FINISHED, and look at whatever it comes back for.
+        """Call a door that works until it is FINISHED (or `until` is true), seeing to whatever it
+        comes back for.
 
-        `step(deadline_ns, tick_at_ns)` returns a reason of `jobs`. The timeout counts from the last
-        command that ended. Whatever is raised has ended the connection.
+        `step(deadline_ns, tick_at_ns)` returns a reason of `jobs`. A connection that is lost is
+        made again, except for who waits `until` something comes on it. `seconds` 0: no limit but
+        the session's own. Whatever is raised has ended the session or, with `until`, the wait.
         """
-        try:
-            self._drive(step, timeout_ns, until_control)
-        except Exception as error:
-            raise self.core.break_off(error) from None
-
-    def _drive(
-        self, step: Callable[[int, int], int], timeout_ns: int | None, until_control: bool
-    ) -> None:
-        mine = self.core.connection
-        limit_ns = timeout_ns or int(self.core.options.timeout_s * 1e9)
-        now, seen = monotonic_ns(), mine.hot("completions")
-        deadline = now + limit_ns
-        while True:
-            reason = step(deadline, now + TICK_NS)
-            now = monotonic_ns()
+        core = self.core
+        end = monotonic_ns() + int(seconds * 1e9) if seconds else FAR_NS
+        core.check_usable()
+        due = monotonic_ns() + TICK_NS
+        while until is None or not until():
+            reason = step(FAR_NS, due)
             if reason == jobs.FINISHED:
                 return
-            if reason == jobs.CONTROL:
-                self.core.take_controls()
-                if until_control:
-                    return
-            elif reason == jobs.BROKEN:
-                raise self.core.connection_error()
-            elif reason == jobs.ENGINE_GONE:
-                raise EngineDied("the engine went away during a command: open the device again")
-            elif reason == jobs.TIMED_OUT and mine.hot("completions") == seen:
-                raise CommandTimeout(
-                    f"the target at {mine.portal.address} made no progress for "
-                    f"{limit_ns / 1e9:g} s; the connection was closed"
-                )
-            if mine.hot("completions") == seen:
-                self._nudge()
-            else:
-                deadline, seen = now + limit_ns, mine.hot("completions")
+            try:
+                due = core.attend(reason)
+            except Exception as error:
+                core.lose(error)
+            if core.down is not None:
+                if until is not None or core.is_recovering:
+                    raise core.down
+                self._recover()
+            if monotonic_ns() > end:
+                raise ConnectionLost(f"the target did not answer within {seconds:g} s")
 
-    def _nudge(self) -> None:
-        """Learn what was sent of commands that ended early, by an answer to a NOP-Out.
-
-        Sends ask for no completion of their own: any answer tells. A target that refuses a write
-        before it has all the data sends nothing more by itself.
-        """
-        mine = self.core.connection
-        if mine.unsent and mine.hot("outstanding") and not mine.has_ping:
-            mine.ping()
+    def _recover(self) -> None:
+        """Make the connection again, or end the session with the reason why not."""
+        try:
+            self.perform(self.recovery.recovering())
+        except Exception as error:
+            raise self.core.break_off(error) from None
 
     def _abandon(self, job: int) -> None:
         """Submit no more of a job and wait a moment for what is under way, or else hang up."""
         core = self.core
         if core.lost is not None:
             return
-        worker = core.connection.worker
+        worker = core.worker.address
         doors.cancel_rest(worker, job)
-        now = monotonic_ns()
-        deadline = now + int(DRAIN_S * 1e9)
+        deadline = monotonic_ns() + DRAIN_NS
         reason = jobs.LOOK
-        while reason == jobs.LOOK:
+        while reason == jobs.LOOK and core.down is None:
             reason = doors.run(worker, job, deadline, monotonic_ns() + TICK_NS)
-        if reason != jobs.FINISHED:
-            core.break_off(
-                ConnectionLost("the connection was closed because a wait was interrupted")
-            )
+        if reason != jobs.FINISHED and core.down is None:
+            core.lose(ConnectionLost("the connection was closed because a wait was interrupted"))
 
-    # --- commands --------------------------------------------------------------------------
+    # --- the session -----------------------------------------------------------------------
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """The time limits in force. Assign others to change them, also from a signal handler."""
+        return self.core.timeouts
+
+    @timeouts.setter
+    def timeouts(self, timeouts: Timeouts) -> None:
+        self.core.timeouts = timeouts
 
     @property
     def session_params(self) -> SessionParams:
@@ -219,38 +228,10 @@ class InitiatorSession:
     def command(
         self, cdb: bytes, *, length: int = 0, data: bytes = b"", lun: int | None = None
     ) -> CommandResult:
-        """One SCSI command of 16 bytes; see `SessionCore.command`."""
+        """One SCSI command of 6 to 260 bytes; see `Procedures.command`."""
         return self.perform(self.core.command(cdb, length=length, data=data, lun=lun))
 
-    def test_unit_ready(self) -> None:
-        """TEST UNIT READY, again through unit attentions. Raises ScsiError when it is not."""
-        from iscsi.wire.scsi import test_unit_ready
-
-        self.perform(unit.patiently(self.core, test_unit_ready()))
-
-    def inquiry(self, lun: int | None = None) -> InquiryData:
-        """Standard INQUIRY data."""
-        return self.perform(unit.inquiry(self.core, lun))
-
-    def vpd(self, page: int, lun: int | None = None) -> bytes:
-        """The body of a VPD page."""
-        return self.perform(unit.vpd(self.core, page, lun))
-
-    def block_limits(self, lun: int | None = None) -> BlockLimits:
-        """VPD page B0, zeros where the unit does not have it."""
-        return self.perform(unit.block_limits(self.core, lun))
-
-    def read_capacity(self, lun: int | None = None) -> Capacity:
-        """READ CAPACITY (16), else (10)."""
-        return self.perform(unit.read_capacity(self.core, lun))
-
-    def report_luns(self) -> list[int]:
-        """The target's LUNs."""
-        return self.perform(unit.report_luns(self.core))
-
-    def synchronize_cache(self) -> None:
-        """Have everything written reach the medium."""
-        self.perform(unit.synchronize_cache(self.core))
+    inquiry = commands.Commands.inquire
 
     def ping(self) -> None:
         """NOP-Out and its answer."""
@@ -260,35 +241,26 @@ class InitiatorSession:
         """SendTargets=All, on a session whose URL names no target."""
         return self.perform(self.core.discovery())
 
-    def transfer(
-        self,
-        *,
-        is_write: bool,
-        lba: int,
-        blocks: int,
-        block_size: int,
-        per_command: int,
-        address: int,
-    ) -> int:
-        """Read or write blocks at shared memory, several commands at once. Bytes moved.
+    def examine(self) -> unit.UnitFacts:
+        """What a block device needs to know, and what recovery compares with."""
+        self.recovery.facts = self.perform(unit.examine(self.core))
+        return self.recovery.facts
 
-        Raises the error of the first command that failed; others may have moved data.
+    def transfer(self, **what: Any) -> int:
+        """Read or write blocks at shared memory: `Procedures.transfer`."""
+        return self.perform(self.core.transfer(**what))
+
+    def reconnect(self) -> None:
+        """Log out, or hang up, and make the connection again now.
+
+        Commands never end by this; it raises what makes the new connection impossible.
         """
-        job = self.core.transfer_job(
-            is_write=is_write,
-            lba=lba,
-            blocks=blocks,
-            block_size=block_size,
-            per_command=per_command,
-            address=address,
-        )
-        where = address_of(job)
-        doors.start(self.core.connection.worker, where)
-        self._finish(where)
-        error = error_of_job(where, self.core.lost)
-        if error is not None:
-            raise error
-        return int(jobs.job_at(where)[0]["bytes"])
+        core = self.core
+        core.check_usable()
+        if core.down is None:
+            self._log_out_briefly()
+            core.lose(ConnectionLost("a reconnection was asked for"))
+        self._recover()
 
     # --- the end ---------------------------------------------------------------------------
 
@@ -299,30 +271,30 @@ class InitiatorSession:
 
     def close(self) -> None:
         """Log out if the target still answers, and give everything back. Idempotent."""
-        if self.core.is_closed:
+        core = self.core
+        if core.is_closed:
             return
         try:
-            if self.core.lost is None and self.core.channel.is_running:
+            if core.lost is None and core.down is None and core.channel.is_running:
                 self._log_out_briefly()
         finally:
-            self.core.free()
+            core.free()
 
     def _log_out_briefly(self) -> None:
-        steps: Generator[Step, Any, None] = self.core.logging_out()
-        try:
-            next(steps)
-            deadline = monotonic_ns() + int(LOGOUT_S * 1e9)
-            worker = self.core.connection.worker
-            while monotonic_ns() < deadline and self.core.answer() is None:
-                self.drive(
-                    lambda deadline, tick: doors.run(worker, 0, deadline, tick),
-                    int(LOGOUT_S * 1e9),
-                    until_control=True,
-                )
-        except Exception as error:
-            self.core.break_off(error)
-        finally:
-            steps.close()
+        """Log out if that takes no longer than LOGOUT_S; the connection is of no use afterwards."""
+        core = self.core
+        worker, controls = core.worker.address, core.controls
+        steps = core.logging_out()
+        # Whatever goes wrong here: it was politeness, and the connection ends anyway.
+        with contextlib.suppress(Exception), contextlib.closing(steps):
+            step = next(steps)
+            assert isinstance(step, AwaitControl), "a logout waits for its answer"
+            self.drive(
+                lambda deadline, tick: doors.run(worker, 0, deadline, tick),
+                until=lambda: controls.has(step.tag),
+                seconds=LOGOUT_S,
+            )
+            steps.send(controls.answer(step.tag))
 
     def __enter__(self) -> "InitiatorSession":
         return self

@@ -111,7 +111,9 @@ def _submit(load: int) -> int:
     """Submit commands while there are slots. How many."""
     mine = load_at(load)[0]
     hot = worker_at(mine["worker"])[0]
-    done = 0
+    done = jobs.resubmit(mine["worker"])
+    if done < 0 or hot["conn"] == 0 or hot["gate"] != jobs.OPEN:
+        return 0
     while mine["free_count"] > 0 and mine["left"] != 0:
         number = load_32(mine["free"] + 4 * (mine["free_count"] - 1))
         slot = mine["slots"] + SLOT_SIZE * number
@@ -138,13 +140,17 @@ def _submit(load: int) -> int:
 def _end(load: int, task: int) -> None:
     """Account one completed command."""
     mine, its = load_at(load)[0], task_at(task)[0]
-    if its["kind"] != KIND_SCSI:  # A ping of the session's.
+    hot = worker_at(mine["worker"])[0]
+    # A ping of the session's, or a command that nobody waits for any more.
+    if its["kind"] != KIND_SCSI or its["user_data"] == 0:
         jobs.complete_task(mine["worker"], task)
         return
+    if jobs.hold(mine["worker"], task):
+        return
     slot = slot_at(its["user_data"])[0]
-    hot = worker_at(mine["worker"])[0]
     hot["outstanding"] -= 1
     hot["completions"] += 1
+    hot["retries"] = 0
     store_32(mine["free"] + 4 * mine["free_count"], slot["number"])
     mine["free_count"] += 1
     if its["result"] != 0 or its["response"] != 0 or its["status"] != 0:
@@ -173,6 +179,8 @@ def _end(load: int, task: int) -> None:
 def _take_completed(load: int) -> int:
     conn = worker_at(load_at(load)[0]["worker"])[0]["conn"]
     done = 0
+    if conn == 0:
+        return 0
     task = completed_next(conn)
     while task != 0:
         _end(load, task)
@@ -204,3 +212,9 @@ def run_load(load: int, end_ns: int, deadline_ns: int, tick_at_ns: int) -> int:
             reason = jobs.LOOK
         if reason != 0:
             return reason
+
+
+@entry("void(intp)")
+def settle_load(load: int) -> None:
+    """Account what is complete, without moving a byte."""
+    _take_completed(load)

@@ -1,13 +1,12 @@
 """How a job ended, in words: results of good ones, exceptions for the others."""
 
 import ctypes
-import errno
 import os
 from dataclasses import dataclass
 from typing import Any
 
 from iscsi.session import jobs
-from iscsi.session.errors import ConnectionLost, SessionError
+from iscsi.session.errors import CommandTimeout, ConnectionLost, SessionError, UnknownOutcome
 from iscsi.wire import bhs, violations
 from iscsi.wire.errors import ProtocolError, RemoteProtocolError, ScsiError
 from iscsi.wire.scsi import parse_cdb
@@ -40,11 +39,17 @@ def error_of_job(job: int, lost: Exception | None = None) -> Exception | None:
     if not mine["failed"] and not mine["status"] and not mine["response"]:
         return None
     result = int(mine["result"])
-    if result == -errno.ECANCELED:
+    what = _operation(ctypes.string_at(job + jobs.JOB_CDB, 16))
+    if result == -jobs.ECANCELED:
         return SessionError("the command was given up")
+    if result == -jobs.UNKNOWN_OUTCOME:
+        return UnknownOutcome(
+            f"{what}: the connection was lost before the answer; it may have been executed or not"
+        )
+    if result == -jobs.TIMED_OUT_RESULT:
+        return CommandTimeout("a command was not answered in time; it may have been executed")
     if result:
         return lost or error_of_connection(result, "the target")
-    what = _operation(ctypes.string_at(job + jobs.JOB_CDB, 16))
     if mine["response"]:
         return SessionError(f"{what}: the target answered that it failed (response 0x01)")
     if mine["status"]:

@@ -13,10 +13,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from host.channel import TICK_NS
 from iscsi.session import jobs, load
 from iscsi.session.blockdev import BlockDevice
 from iscsi.session.errors import SessionError
+from iscsi.session.guard import TICK_NS
 from iscsi.session.memory import aligned_zeros
 from iscsi.session.outcome import error_of_job
 from shm.histogram import Histogram
@@ -132,7 +132,7 @@ class Load:
         self._failure[:] = 0
         self._free[:] = np.arange(self._depth, dtype=np.int32)
         values: dict[str, int] = {
-            "worker": core.connection.worker,
+            "worker": core.worker.address,
             "lun": core.lun_field - (1 << 64) if core.lun_field >> 63 else core.lun_field,
             "block_size": self.device.block_size,
             "blocks": plan.blocks,
@@ -159,20 +159,20 @@ class Load:
     def _go(self, duration_ns: int) -> None:
         """Run the phase; interruptions end it when its open commands have ended."""
         session = self.device.session
-        now = monotonic_ns()
-        end = min(now + duration_ns, NEVER_NS)
-        limit_ns = int(session.core.options.timeout_s * 1e9)
+        core, here = session.core, address_of(self._memory)
+        end = min(monotonic_ns() + duration_ns, NEVER_NS)
+        core.worker.adopt_load(lambda: load.settle_load(here))
         try:
-            session.drive(
-                lambda deadline, tick: load.run_load(address_of(self._memory), end, deadline, tick),
-                limit_ns,
-            )
+            session.drive(lambda deadline, tick: load.run_load(here, end, deadline, tick))
         except KeyboardInterrupt:
             self._state["left"] = 0
-            if session.core.lost is None:
-                load.run_load(address_of(self._memory), 0, now + TICK_NS * 10, now + TICK_NS * 10)
-            session.core.break_off(SessionError("the load was interrupted"))
+            if core.lost is None and core.down is None:
+                soon = monotonic_ns() + TICK_NS * 10
+                load.run_load(here, 0, soon, soon)
+            core.break_off(SessionError("the load was interrupted"))
             raise
+        finally:
+            core.worker.end_load()
         self._random = int(self._state["state"])
         self._check()
 
@@ -189,7 +189,7 @@ class Load:
 
     def _measure(self, result: LoadResult) -> LoadResult:
         core = self.device.session.core
-        before, waits = core.channel.counts, core.connection.hot("waits")
+        before, waits = core.channel.counts, core.worker.hot("waits")
         usage, start = resource.getrusage(resource.RUSAGE_SELF), monotonic_ns()
         self._go(int(self.plan.seconds * 1e9))
         end, after = monotonic_ns(), resource.getrusage(resource.RUSAGE_SELF)
@@ -199,7 +199,7 @@ class Load:
         result.bytes = result.commands * self._size
         result.verified_blocks = result.reads * self.plan.blocks if self.plan.verify else 0
         result.cpu_s = after.ru_utime + after.ru_stime - usage.ru_utime - usage.ru_stime
-        result.waits = core.connection.hot("waits") - waits
+        result.waits = core.worker.hot("waits") - waits
         result.sleeps = core.channel.counts["sleeps"] - before["sleeps"]
         return result
 

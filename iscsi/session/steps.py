@@ -1,6 +1,6 @@
 """What a session waits for, as values: procedures are generators of steps, so that one text of
-login, discovery and inquiry serves a blocking session and an asyncio one. A step is performed by
-whoever runs the generator and its result is sent back in.
+login, discovery, inquiry and recovery serves a blocking session and an asyncio one. A step is
+performed by whoever runs the generator and its result is sent back in.
 """
 
 from collections.abc import Generator
@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from host.channel import Completion
+from iscsi.session.replay import Turn
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """Connect to a host and port: the endpoint."""
+    """Connect to a host and port, which begins a login and its time: the endpoint."""
 
     host: str
     port: int
@@ -47,10 +48,37 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class AwaitControl:
-    """Work until a control PDU has come for which the session waits."""
+    """Work until the answer to the control request with this tag has come."""
+
+    tag: int
 
 
-Step = Connect | Send | Receive | Finish | AwaitControl
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Let so many seconds pass."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitTurn:
+    """Wait until no earlier change of the same blocks is under way."""
+
+    turn: Turn
+
+
+Step = Connect | Send | Receive | Finish | AwaitControl | Sleep | AwaitTurn
 Steps = Generator[Step, Any, R]
 
-__all__ = ["AwaitControl", "Completion", "Connect", "Finish", "Receive", "Send", "Step", "Steps"]
+__all__ = [
+    "AwaitControl",
+    "AwaitTurn",
+    "Completion",
+    "Connect",
+    "Finish",
+    "Receive",
+    "Send",
+    "Sleep",
+    "Step",
+    "Steps",
+]

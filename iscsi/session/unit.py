@@ -1,32 +1,58 @@
 """What a block device wants to know of its logical unit, asked in order: is it there, is it ready,
-how large is it, how much may one command move. Procedures of steps, like those of `core`.
+how large is it, how much may one command move, and who is it. Procedures of steps.
 """
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from time import monotonic_ns
+from typing import Any, Final, Protocol
 
-from iscsi.session.core import SessionCore
-from iscsi.session.errors import NoSuchUnit
-from iscsi.session.steps import Steps
+from iscsi.session.errors import NoSuchUnit, UnitChanged
+from iscsi.session.options import Timeouts
+from iscsi.session.outcome import CommandResult
+from iscsi.session.steps import Sleep, Steps
 from iscsi.wire import scsi, scsi_data
 from iscsi.wire.errors import RemoteProtocolError, ScsiError
 from iscsi.wire.scsi_data import BlockLimits, Capacity, InquiryData, VpdPage
-from iscsi.wire.sense import Asc, SenseKey
+from iscsi.wire.sense import Asc, ScsiStatus, SenseKey
+from iscsi.wire.url import IscsiUrl
 
 # A unit attention is reported once each; a target has a handful of them after a login.
 ATTENTIONS_MAX: Final = 16
 READ_CAPACITY_10_MAX: Final = 1 << 32
 ABSENT_QUALIFIER: Final = 3
 BLOCK_DEVICE_TYPES: Final = (0x00, 0x07, 0x0E)  # disk, optical memory, simplified disk
+FIRST_PAUSE_S: Final = 0.01
+LONGEST_PAUSE_S: Final = 1.0
+_LATER: Final = (ScsiStatus.BUSY, ScsiStatus.TASK_SET_FULL)
+
+
+class Commander(Protocol):
+    """What the procedures here need of a session."""
+
+    @property
+    def url(self) -> IscsiUrl:
+        """Which target and unit."""
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """How long a busy unit is asked again."""
+
+    def command(
+        self, cdb: bytes, *, length: int = 0, data: Any = b"", lun: int | None = None
+    ) -> Steps[CommandResult]:
+        """One SCSI command."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitFacts:
-    """A logical unit that is ready for reads and writes."""
+    """A logical unit that is ready for reads and writes. `names` are its serial number and its
+    designators (VPD pages 80 and 83), by which it is known again.
+    """
 
     inquiry: InquiryData
     capacity: Capacity
     limits: BlockLimits
+    names: tuple[bytes, ...] = ()
 
 
 def is_attention(error: ScsiError) -> bool:
@@ -35,22 +61,35 @@ def is_attention(error: ScsiError) -> bool:
 
 
 def patiently(
-    core: SessionCore, cdb: bytes, length: int = 0, lun: int | None = None
+    core: Commander,
+    cdb: bytes,
+    length: int = 0,
+    lun: int | None = None,
+    data: Any = b"",
 ) -> Steps[bytes]:
-    """A command that moves little, sent again while it reports unit attentions. Its data."""
-    for _ in range(ATTENTIONS_MAX):
+    """A command sent again while it reports unit attentions, or while the unit is busy. Its data.
+
+    Neither executed it (SAM-5 §5.14, §5.3.1). Raises the last ScsiError after 16 attentions, or
+    after `timeouts.command_s` of being busy.
+    """
+    attentions, pause = 0, FIRST_PAUSE_S
+    end = monotonic_ns() + int(core.timeouts.command_s * 1e9)
+    while True:
         try:
-            result = yield from core.command(cdb, length=length, lun=lun)
+            result = yield from core.command(cdb, length=length, lun=lun, data=data)
         except ScsiError as error:
-            if not is_attention(error):
+            if is_attention(error) and attentions < ATTENTIONS_MAX:
+                attentions += 1
+                continue
+            if error.status not in _LATER or monotonic_ns() > end:
                 raise
-            last = error
-            continue
-        return result.data
-    raise last
+        else:
+            return result.data
+        yield Sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
-def inquiry(core: SessionCore, lun: int | None = None) -> Steps[InquiryData]:
+def inquiry(core: Commander, lun: int | None = None) -> Steps[InquiryData]:
     """Standard INQUIRY data. Raises NoSuchUnit when the target has no such unit."""
     data = yield from patiently(core, scsi.inquiry(allocation_length=255), 255, lun)
     found = scsi_data.parse_inquiry(data)
@@ -60,13 +99,13 @@ def inquiry(core: SessionCore, lun: int | None = None) -> Steps[InquiryData]:
     return found
 
 
-def vpd(core: SessionCore, page: int, lun: int | None = None) -> Steps[bytes]:
+def vpd(core: Commander, page: int, lun: int | None = None) -> Steps[bytes]:
     """The body of a VPD page. Raises ScsiError where the unit does not have it."""
     data = yield from patiently(core, scsi.inquiry(page, 1024), 1024, lun)
     return scsi_data.parse_vpd(page, data)
 
 
-def block_limits(core: SessionCore, lun: int | None = None) -> Steps[BlockLimits]:
+def block_limits(core: Commander, lun: int | None = None) -> Steps[BlockLimits]:
     """VPD page B0, or no limits where the unit does not have the page."""
     try:
         pages = yield from vpd(core, VpdPage.SUPPORTED_PAGES, lun)
@@ -78,7 +117,7 @@ def block_limits(core: SessionCore, lun: int | None = None) -> Steps[BlockLimits
     return scsi_data.parse_block_limits(body)
 
 
-def read_capacity(core: SessionCore, lun: int | None = None) -> Steps[Capacity]:
+def read_capacity(core: Commander, lun: int | None = None) -> Steps[Capacity]:
     """READ CAPACITY(16), or (10) where the unit does not know that."""
     try:
         data = yield from patiently(core, scsi.read_capacity_16(), 32, lun)
@@ -90,7 +129,7 @@ def read_capacity(core: SessionCore, lun: int | None = None) -> Steps[Capacity]:
     return scsi_data.parse_capacity_10(data)
 
 
-def report_luns(core: SessionCore) -> Steps[list[int]]:
+def report_luns(core: Commander) -> Steps[list[int]]:
     """The LUNs of the target, by REPORT LUNS to LUN 0; a long list is asked for twice."""
     length = 4096
     data = yield from patiently(core, scsi.report_luns(length), length, 0)
@@ -102,16 +141,43 @@ def report_luns(core: SessionCore) -> Steps[list[int]]:
     return luns
 
 
-def synchronize_cache(core: SessionCore) -> Steps[None]:
-    """SYNCHRONIZE CACHE of the whole unit; one that has no such command has no cache."""
+def synchronize_cache(core: Commander, cdb: bytes | None = None) -> Steps[None]:
+    """SYNCHRONIZE CACHE, of the whole unit unless `cdb` says otherwise; one that has no such
+    command has no cache.
+    """
     try:
-        yield from patiently(core, scsi.synchronize_cache_10())
+        yield from patiently(core, cdb or scsi.synchronize_cache_10())
     except ScsiError as error:
         if error.sense is None or error.sense.code != Asc.INVALID_OPERATION_CODE:
             raise
 
 
-def examine(core: SessionCore) -> Steps[UnitFacts]:
+def names(core: Commander) -> Steps[tuple[bytes, ...]]:
+    """Serial number and designators of the unit, as far as it has them."""
+    found: list[bytes] = []
+    try:
+        pages = yield from vpd(core, VpdPage.SUPPORTED_PAGES)
+        if VpdPage.UNIT_SERIAL_NUMBER in pages:
+            found.append((yield from vpd(core, VpdPage.UNIT_SERIAL_NUMBER)))
+        if VpdPage.DEVICE_IDENTIFICATION in pages:
+            body = yield from vpd(core, VpdPage.DEVICE_IDENTIFICATION)
+            found += sorted(
+                bytes((item.kind,)) + item.value
+                for item in scsi_data.parse_designators(body)
+                if item.association == 0  # The others name the port, which may be another one.
+            )
+    except (ScsiError, RemoteProtocolError):
+        return ()
+    return tuple(found)
+
+
+def _missing(core: Commander) -> NoSuchUnit:
+    return NoSuchUnit(
+        f"{core.url.target} has no LUN {core.url.lun or 0}: `ppe iscsi ls -s` lists them"
+    )
+
+
+def examine(core: Commander) -> Steps[UnitFacts]:
     """Everything a block device starts with. Raises NoSuchUnit, ScsiError."""
     try:
         found = yield from inquiry(core)
@@ -123,10 +189,31 @@ def examine(core: SessionCore) -> Steps[UnitFacts]:
         yield from patiently(core, scsi.test_unit_ready())
     except ScsiError as error:
         if error.sense is not None and error.sense.code == Asc.LUN_NOT_SUPPORTED:
-            raise NoSuchUnit(
-                f"{core.url.target} has no LUN {core.url.lun or 0}: `ppe iscsi ls -s` lists them"
-            ) from error
+            raise _missing(core) from error
         raise
     capacity = yield from read_capacity(core)
     limits = yield from block_limits(core)
-    return UnitFacts(found, capacity, limits)
+    known = yield from names(core)
+    return UnitFacts(found, capacity, limits, known)
+
+
+def examine_again(core: Commander, before: UnitFacts) -> Steps[UnitFacts]:
+    """Examine the unit after a reconnection. Raises UnitChanged if it is not the one it was."""
+    now = yield from examine(core)
+    same = replace(now.inquiry, revision=before.inquiry.revision)  # Firmware may be updated.
+    if same != before.inquiry or now.names != before.names:
+        raise UnitChanged(
+            f"after the reconnection another unit answers as LUN {core.url.lun or 0} of "
+            f"{core.url.target}: {now.inquiry.vendor} {now.inquiry.product}, "
+            f"{len(now.names)} names; open the device again"
+        )
+    if (now.capacity.blocks, now.capacity.block_size) != (
+        before.capacity.blocks,
+        before.capacity.block_size,
+    ):
+        raise UnitChanged(
+            f"after the reconnection LUN {core.url.lun or 0} of {core.url.target} has "
+            f"{now.capacity.blocks} blocks of {now.capacity.block_size} bytes and not "
+            f"{before.capacity.blocks} of {before.capacity.block_size}: open the device again"
+        )
+    return now

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Final
 
+from iscsi.target.access import AccessPolicy
+from iscsi.target.buffers import DEFAULT_SIZES
 from iscsi.target.units import Target
 from iscsi.wire.keys import DIGEST_CRC32C, DIGEST_NONE, Proposal, SessionParams
 from iscsi.wire.names import DEFAULT_PORT, Portal
@@ -18,25 +20,43 @@ _DIGESTS: Final = (DIGEST_NONE, DIGEST_CRC32C)
 
 
 @dataclass(frozen=True, slots=True)
+class ServedPortal:
+    """Where to listen, and the address by which clients behind a translation reach it, whose port
+    0 means the port it listens on. The portal's group tag is that of both.
+    """
+
+    portal: Portal
+    advertise: Portal | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """`portals`: where to listen, port 0 for any; `advertise`: what SendTargets names instead of
-    the portals, for clients that reach them by another address. Raises ValueError.
+    """`portals`: where to listen, port 0 for any; one may have a portal group tag of its own.
+    `advertise`: what SendTargets names instead of all portals. Raises ValueError.
     """
 
     targets: tuple[Target, ...]
-    portals: tuple[Portal, ...] = (Portal("127.0.0.1", DEFAULT_PORT),)
+    portals: tuple[Portal | ServedPortal, ...] = (Portal("127.0.0.1", DEFAULT_PORT),)
     advertise: tuple[Portal, ...] = ()
     max_connections: int = 256
     max_logins: int = 64
     login_timeout_s: float = 15.0
     linger_s: float = 1.0
+    # A NOP-In asks an initiator that was silent for the first, and has to come alive within the
+    # second; 0: never. (Some sit idle without looking at their socket: do not ask those.)
+    nop_interval_s: float = 0.0
+    nop_timeout_s: float = 15.0
     window: int = WINDOW
     staging_size: int = 256 * 1024  # of each of a connection's two receive areas
     staging_size_crowded: int = 32 * 1024  # the same, once many are connected
+    data_buffers: tuple[tuple[int, int], ...] = DEFAULT_SIZES  # bytes and count of each kind
+    file_workers: int = 4  # threads that wait for files
+    slow_workers: int = 4  # threads for commands that take long
     portal_group_tag: int = 1
+    access: AccessPolicy = field(default_factory=AccessPolicy)
     proposal: Proposal = field(
         default_factory=lambda: Proposal(
-            SessionParams(initial_r2t=False, first_burst_length=262144),
+            SessionParams(initial_r2t=False, first_burst_length=262144, max_outstanding_r2t=8),
             header_digest=_DIGESTS,
             data_digest=_DIGESTS,
         )
@@ -48,6 +68,14 @@ class ServerConfig:
         for name in ("max_connections", "max_logins"):
             if not 1 <= getattr(self, name) <= 4096:
                 raise ValueError(f"{name} {getattr(self, name)} is outside 1..4096")
+
+    @property
+    def served(self) -> tuple[ServedPortal, ...]:
+        """The portals, each with what is advertised for it."""
+        return tuple(
+            found if isinstance(found, ServedPortal) else ServedPortal(found)
+            for found in self.portals
+        )
 
     @property
     def limits(self) -> TargetLimits:

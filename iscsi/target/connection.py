@@ -4,23 +4,29 @@ only when the engine has completed the endpoint's close: until then it may still
 
 from collections import deque
 from enum import Enum, auto
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
 from host.memory import Buffer
 from host.pump import PUMP, PUMP_SIZE, STAGED
+from iscsi.target.buffers import DataBuffers
+from iscsi.target.keepalive import Keepalive
+from iscsi.target.nexus import Nexus
+from iscsi.target.text_exchange import TextExchange
 from iscsi.target.units import Target
-from iscsi.wire import bhs, text
+from iscsi.wire import bhs
 from iscsi.wire.keys import ConnectionParams, SessionParams
 from iscsi.wire.login import LoginResult, TargetLogin
 from iscsi.wire.login_common import MAX_LOGIN_SEGMENT
 from iscsi.wire.lun import LUN
 from iscsi.wire.port import PORT
-from iscsi.wire.sense import Asc
 from iscsi.wire.target import TargetConnection
 from iscsi.wire.target_task import TARGET, TargetLimits
 from shm.view import address_of, window
+
+if TYPE_CHECKING:
+    from iscsi.target.task_management import LateAnswer, Managed
 
 # A login PDU in, and the response to it out.
 LOGIN_PDU_MAX: Final = bhs.BHS_LENGTH + MAX_LOGIN_SEGMENT
@@ -49,10 +55,13 @@ def warm_up() -> None:
     protocol.receive(bhs.encode_pdu(bhs.Opcode.TEXT_REQUEST, itt=1, cmd_sn=1))
     protocol.receive(bhs.encode_pdu(bhs.Opcode.SCSI_COMMAND, itt=2, cmd_sn=2))
     for command in protocol.cold_commands():
+        protocol.pin(command)
+        protocol.unpin(command)
         protocol.respond(command.task_id)
     for pdu in protocol.controls():
         protocol.send_control(bhs.encode(bhs.Opcode.TEXT_RESPONSE, itt=pdu.header.itt))
     protocol.data_to_send()
+    protocol.drop_buffers()
 
 
 class Memory(Protocol):
@@ -85,13 +94,16 @@ class Connection:
         self.block: Buffer | None = None
         self.staging: Buffer | None = None
         self.target: Target | None = None
+        self.read_only = False  # for this initiator, whatever the units allow
         self.result: LoginResult | None = None
         self.protocol: TargetConnection | None = None
         self.successors: list[Connection] = []  # logins that wait for this session's end
-        self.attentions: dict[int, deque[Asc]] = {}  # unit attentions by LUN
+        self.nexus = Nexus()
+        self.portal_group_tag = 1
         self.unsent: deque[tuple[bytes, bytes]] = deque()  # control PDUs that found no slot
-        self.text = text.Accumulator(MAX_LOGIN_SEGMENT)
-        self.text_rest: deque[tuple[bytes, bool]] = deque()
+        self.managed: deque[Managed | LateAnswer] = deque()  # what is done but not answered yet
+        self.texts = TextExchange(MAX_LOGIN_SEGMENT)
+        self.keepalive = Keepalive(0, 0)
 
     def __str__(self) -> str:
         host, port = self.peer
@@ -140,7 +152,13 @@ class Connection:
         self.block = memory.alloc(PUMP_SIZE + size)
 
     def enter(
-        self, memory: Memory, context: int, limits: TargetLimits, staging_size: int, base: int
+        self,
+        memory: Memory,
+        context: int,
+        limits: TargetLimits,
+        staging_size: int,
+        base: int,
+        buffers: DataBuffers,
     ) -> None:
         """Go from login to the full feature phase. `base`: bytes the transport took so far."""
         assert self.login is not None, "the login succeeded"
@@ -156,6 +174,8 @@ class Connection:
             0 if table is None else address_of(table),
             0 if table is None else table.size,
             limits,
+            buffers=buffers.address,
+            buffer_quota=buffers.quota,
         )
         pump = self.pump
         pump["context"], pump["endpoint"] = context, self.endpoint
@@ -163,6 +183,15 @@ class Connection:
         pump["staging"], pump["staging_size"] = self.staging.address, staging_size
         pump["tx_base"], pump["owner"] = base, self.slot
         self.drop_login()
+        if self.target is not None:
+            self.nexus = Nexus(
+                result.initiator_name,
+                result.isid,
+                self.portal_group_tag,
+                read_only=self.read_only,
+            )
+            self.nexus.attach(self.target, self._write_word)
+            self.nexus.tasks = self.protocol
         self.phase, self.deadline_ns = Phase.FULL, NO_DEADLINE
 
     def drop_login(self) -> None:
@@ -192,33 +221,25 @@ class Connection:
         """The header that was received last."""
         return window(int(self.port["rx_header"]), bhs.BHS_LENGTH, np.uint8).tobytes()
 
-    def raise_attention(self, lun: int, code: Asc) -> None:
-        """Have the next command for a LUN answered with a unit attention (SAM-5 §5.14)."""
-        assert self.protocol is not None, "only the full feature phase has units"
-        waiting = self.attentions.setdefault(lun, deque())
-        if code not in waiting:
-            waiting.append(code)
-        self._nexus()[lun] = 1
-
-    def take_attention(self, lun: int | None) -> Asc | None:
-        """The oldest unit attention of a LUN, once."""
-        waiting = self.attentions.get(lun) if lun is not None else None
-        if not waiting or lun is None:
-            return None
-        code = waiting.popleft()
-        if not waiting:
-            # What was queued before this goes on; compiled code serves the next command again.
-            self._nexus()[lun] = 0
-        return code
-
-    def _nexus(self) -> np.ndarray[Any, Any]:
+    def _write_word(self, lun: int, value: int) -> None:
+        """Tell compiled code whether it may serve this nexus at a unit (0) or not."""
         assert self.protocol is not None, "only the full feature phase has units"
         record = window(self.protocol.address, 1, TARGET)[0]
-        return window(int(record["nexus"]), int(record["lun_count"]), np.int64)
+        if lun < int(record["lun_count"]):
+            window(int(record["nexus"]), int(record["lun_count"]), np.int64)[lun] = value
+
+    @property
+    def jobs(self) -> int:
+        """Commands that a worker is busy with, aborted ones included: they use our memory."""
+        return 0 if self.protocol is None else self.protocol.jobs
 
     def free(self) -> None:
-        """Give all memory back. The endpoint's close has completed."""
+        """Give all memory back. The endpoint's close has completed, and `jobs` is 0."""
+        self.nexus.detach()
+        self.nexus.tasks = None
         self.drop_login()
+        if self.protocol is not None:
+            self.protocol.drop_buffers()
         for buffer in (self.block, self.staging):
             if buffer is not None:
                 buffer.free()

@@ -3,32 +3,39 @@ logout (RFC 7143 §11.3, §11.5, §11.10, §11.14). Each request gets exactly on
 what it asks for was done.
 """
 
+import logging
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
-from iscsi.target import scsi
-from iscsi.target.connection import Connection
-from iscsi.target.units import RamDisk, Target
+from iscsi.target import scsi, task_management
+from iscsi.target.announce import Announcement
+from iscsi.target.backends import Medium
+from iscsi.target.connection import Connection, Phase
+from iscsi.target.keepalive import Step
+from iscsi.target.text_exchange import Refused
+from iscsi.target.units import LogicalUnit, Target
 from iscsi.wire import bhs, discovery, text
 from iscsi.wire.bhs import (
     Header,
     LogoutReason,
     LogoutResponseCode,
     Opcode,
-    TaskFunction,
-    TaskFunctionResponse,
 )
 from iscsi.wire.errors import RejectReason, RemoteProtocolError
 from iscsi.wire.keys import KEYS, parse_number
 from iscsi.wire.names import Portal
 from iscsi.wire.port import ControlPdu
-from iscsi.wire.scsi import decode_lun
-from iscsi.wire.sense import Asc, ScsiStatus, SenseKey, encode_sense
 from iscsi.wire.target import ColdCommand
+from iscsi.wire.target_task import STATE_SENT, TASK_SIZE, target_at, task_at
+
+log: Final = logging.getLogger(__name__)
 
 MAX_RECV: Final = KEYS["MaxRecvDataSegmentLength"]
-_MORE_TEXT: Final = 1  # target transfer tag of a text that goes on
+# Control PDUs that wait for a place in the transmit queue: a peer that asks and never reads.
+UNSENT_MAX: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +44,33 @@ class Surroundings:
 
     targets: Iterable[Target]
     portals: Callable[[Connection], list[Portal]]
+    may_see: Callable[[Connection, str], bool]
     sessions: Callable[[], Iterable[Connection]]
+    end: Callable[[Connection], None]  # after everything that is made was sent
     data_max: int  # of one control PDU
     cold_max: int  # of one cold command
+    submit: Callable[[Callable[[], object], Callable[["Future[Any]"], None]], None]  # slow ones
+    look_at: Callable[[Connection], None]  # send what was made for it
+    alone: Callable[[Medium, Callable[[], None]], None]  # run when nobody works on a file
 
 
 def send(connection: Connection, opcode: Opcode, data: bytes = b"", **fields: int) -> None:
     """Send a control PDU, now or when there is a slot for it."""
     connection.unsent.append((bytes(bhs.encode(opcode, **fields)), data))
     send_waiting(connection)
+
+
+def announce(connection: Connection, what: Announcement) -> None:
+    """Send an Async Message (RFC 7143 §11.9)."""
+    send(connection, Opcode.ASYNC_MESSAGE, what.data, async_event=what.event, **what.fields)
+
+
+def keep_alive(connection: Connection, now_ns: int) -> Step:
+    """Ask a silent initiator for a sign of life, if that is due."""
+    step = connection.keepalive.step(connection.port, now_ns)
+    if step is Step.ASK and not connection.unsent:
+        send(connection, Opcode.NOP_IN, ttt=connection.keepalive.next_tag())
+    return step
 
 
 def send_waiting(connection: Connection) -> None:
@@ -65,35 +90,131 @@ def attend(connection: Connection, around: Surroundings) -> bool:
         _serve_command(connection, command, around)
     leaves = False
     for pdu in connection.protocol.controls():
-        leaves |= _serve_control(connection, pdu, around)
-    return leaves
+        if not leaves:  # nothing is answered behind a Logout Response
+            leaves = _serve_control(connection, pdu, around)
+    if len(connection.unsent) + len(connection.managed) > UNSENT_MAX:
+        raise RemoteProtocolError("an initiator that asks and does not read the answers")
+    return leaves or settle(connection, around)
 
 
 # --- SCSI ----------------------------------------------------------------------------------------
 
 
 def _serve_command(connection: Connection, command: ColdCommand, around: Surroundings) -> None:
-    answer = _answer(connection, command)
-    data = answer.data[: around.cold_max]
-    assert connection.protocol is not None, "it gave us the command"
-    connection.protocol.respond(command.task_id, answer.status, data, answer.sense)
-
-
-def _answer(connection: Connection, command: ColdCommand) -> scsi.Answer:
     if connection.target is None:
         raise RemoteProtocolError("a SCSI command in a discovery session")
-    operation = command.cdb[0]
-    if operation not in scsi.ALWAYS_SERVED or operation == scsi.REQUEST_SENSE:
-        code = connection.take_attention(command.lun)
-        if code is not None:
-            sense = encode_sense(SenseKey.UNIT_ATTENTION, code)
-            if operation == scsi.REQUEST_SENSE:
-                return scsi.Answer(data=sense[: command.cdb[4]])
-            return scsi.Answer(ScsiStatus.CHECK_CONDITION, sense=sense)
-    answer = scsi.execute(scsi.Command(command.cdb, connection.target, command.lun))
-    if answer.data and not command.flags & bhs.FLAG_READ:
-        return scsi.Answer(answer.status)
-    return answer
+    assert connection.protocol is not None, "it gave us the command"
+    asked = scsi.Command(
+        command.cdb,
+        connection.target,
+        command.lun,
+        connection.nexus,
+        command.data,
+        command.expected_length,
+        command.flags,
+        abandoned=partial(_is_abandoned, connection, command),
+    )
+    if command.flags & bhs.FLAG_WRITE and len(command.data) < command.expected_length:
+        answer = scsi.INVALID_FIELD  # more than the maximum transfer length of VPD page B0
+    elif scsi.is_slow(asked):
+        refused = scsi.admit(asked)
+        if refused is None:
+            _serve_slowly(connection, command, asked, around)
+            return
+        answer = refused
+    elif (medium := _to_find_at_rest(asked)) is not None:
+        _serve_alone(connection, command, asked, medium, around)
+        return
+    else:
+        answer = scsi.execute(asked)
+    give = partial(give_answer, connection, command, asked.unit, answer, around)
+    if answer.is_over is None or answer.is_over():
+        give()
+    else:
+        connection.managed.append(task_management.LateAnswer(answer.is_over, give))
+
+
+def _is_abandoned(connection: Connection, command: ColdCommand) -> bool:
+    """Whether a command that a worker is busy with was aborted, or its session is lost."""
+    if connection.phase is Phase.CLOSING or connection.protocol is None:
+        return True
+    mine = target_at(connection.protocol.address)[0]
+    task = task_at(int(mine["tasks"]) + TASK_SIZE * (command.task_id & 0xFFFF))[0]
+    return bool(task["state"] == STATE_SENT)  # nobody has answered it
+
+
+def _to_find_at_rest(asked: scsi.Command) -> Medium | None:
+    """The file on which workers are busy, if this command looks at it or changes it."""
+    medium = None if asked.unit is None else asked.unit.backend.medium
+    if medium is None or not medium.jobs:
+        return None
+    row = scsi.row_of(asked.cdb)
+    return medium if isinstance(row, scsi.Row) and row.access is not scsi.Access.NONE else None
+
+
+def _serve_alone(
+    connection: Connection,
+    command: ColdCommand,
+    asked: scsi.Command,
+    medium: Medium,
+    around: Surroundings,
+) -> None:
+    """Do a command when no worker is busy with its file; its data stays where it is until then."""
+    protocol = connection.protocol
+    assert protocol is not None, "it gave us the command"
+    protocol.pin(command)
+
+    def serve() -> None:
+        if protocol.unpin(command):  # not aborted meanwhile
+            give_answer(connection, command, asked.unit, scsi.execute(asked), around)
+            around.look_at(connection)
+
+    around.alone(medium, serve)
+
+
+def _serve_slowly(
+    connection: Connection, command: ColdCommand, asked: scsi.Command, around: Surroundings
+) -> None:
+    """Have a worker do a command that was admitted; its data stays where it is until then."""
+    protocol = connection.protocol
+    assert protocol is not None, "it gave us the command"
+    protocol.pin(command)
+
+    def done(future: "Future[scsi.Answer]") -> None:
+        if not protocol.unpin(command):
+            return  # aborted meanwhile
+        error = future.exception() if not future.cancelled() else None
+        if error is not None:
+            log.error("command %s failed", command.cdb.hex(), exc_info=error)
+        answer = scsi.BUSY if future.cancelled() or error else future.result()
+        give_answer(connection, command, asked.unit, answer, around)
+        around.look_at(connection)
+
+    around.submit(lambda: scsi.finish(asked), done)
+
+
+def give_answer(
+    connection: Connection,
+    command: ColdCommand,
+    unit: LogicalUnit | None,
+    answer: scsi.Answer,
+    around: Surroundings,
+) -> None:
+    """Answer a cold command: as much data as the initiator expects, sense in the unit's format.
+
+    The residual is made of what the command wanted to move (RFC 7143 §11.4.5).
+    """
+    assert connection.protocol is not None, "it gave us the command"
+    data, moved = answer.data, answer.moved
+    if data and not command.flags & bhs.FLAG_READ:
+        data = b""
+    elif data:
+        moved = len(data) if moved is None else moved
+        data = data[: command.expected_length]
+    if len(data) > around.cold_max:
+        answer, data = scsi.BUSY, b""
+    sense = answer.encoded_sense(descriptor=unit is not None and unit.descriptor_sense)
+    connection.protocol.respond(command.task_id, answer.status, data, sense, moved=moved)
 
 
 # --- control PDUs --------------------------------------------------------------------------------
@@ -101,21 +222,48 @@ def _answer(connection: Connection, command: ColdCommand) -> scsi.Answer:
 
 def _serve_control(connection: Connection, pdu: ControlPdu, around: Surroundings) -> bool:
     header = pdu.header
-    if header.opcode is Opcode.LOGOUT_REQUEST:
-        return _logout(connection, header)
-    if header.opcode is Opcode.TEXT_REQUEST:
-        _text(connection, header, pdu.data, around)
+    try:
+        if header.opcode is Opcode.LOGOUT_REQUEST:
+            return _logout(connection, header)
+        if header.opcode is Opcode.TEXT_REQUEST:
+            _text(connection, header, pdu.data, around)
+            return False
+    except Refused as refused:
+        log.info("%s: %s", connection, refused)
+        send(connection, Opcode.REJECT, pdu.raw, reject_reason=refused.reason)
     else:
-        code = _manage_tasks(connection, header, around)
-        opcode = Opcode.TASK_MANAGEMENT_RESPONSE
-        send(connection, opcode, itt=header.itt, response=code)
+        done = task_management.manage(connection, header, around.sessions())
+        connection.managed.append(done)
     return False
+
+
+def settle(connection: Connection, around: Surroundings) -> bool:
+    """Answer what ended tasks on which nobody works any more, in the order of the requests.
+
+    Whether the session is to end.
+    """
+    leaves = False
+    while connection.managed and connection.managed[0].is_over:
+        done = connection.managed.popleft()
+        if isinstance(done, task_management.LateAnswer):
+            done.give()
+            continue
+        opcode = Opcode.TASK_MANAGEMENT_RESPONSE
+        send(connection, opcode, itt=done.itt, response=done.response)
+        for session in done.ends:
+            if session is connection:
+                leaves = True
+            else:
+                around.end(session)
+    return leaves
 
 
 def _logout(connection: Connection, header: Header) -> bool:
     """Answer a logout; only one that ends this connection ends it (RFC 7143 §11.15)."""
     assert connection.result is not None, "it logged in"
     assert connection.protocol is not None, "it logged in"
+    if header.logout_reason not in set(LogoutReason):
+        raise Refused(RejectReason.INVALID_PDU_FIELD, "a logout for a reason there is none of")
     code = LogoutResponseCode.CLOSED
     if header.logout_reason == LogoutReason.REMOVE_FOR_RECOVERY:
         code = LogoutResponseCode.RECOVERY_NOT_SUPPORTED
@@ -135,67 +283,23 @@ def _logout(connection: Connection, header: Header) -> bool:
     return code is LogoutResponseCode.CLOSED
 
 
-def _manage_tasks(
-    connection: Connection, header: Header, around: Surroundings
-) -> TaskFunctionResponse:
-    assert connection.protocol is not None, "it gave us the request"
-    if connection.target is None:
-        raise RemoteProtocolError("task management in a discovery session")
-    if header.function == TaskFunction.ABORT_TASK:
-        found = connection.protocol.abort_task(header.referenced_task_tag)
-        return TaskFunctionResponse.COMPLETE if found else TaskFunctionResponse.TASK_DOES_NOT_EXIST
-    if header.function not in (TaskFunction.ABORT_TASK_SET, TaskFunction.LOGICAL_UNIT_RESET):
-        return TaskFunctionResponse.NOT_SUPPORTED
-    lun = decode_lun(header.lun)
-    unit = None if lun is None else connection.target.units.get(lun)
-    if lun is None or unit is None:
-        return TaskFunctionResponse.LUN_DOES_NOT_EXIST
-    if header.function == TaskFunction.ABORT_TASK_SET:
-        connection.protocol.abort_lun(lun)
-    else:
-        _reset(unit, around)
-    return TaskFunctionResponse.COMPLETE
-
-
-def _reset(unit: RamDisk, around: Surroundings) -> None:
-    """End the tasks of every session for one unit, and tell each of them (SAM-5 §6.3.3)."""
-    for session in around.sessions():
-        if session.target is None or session.protocol is None:
-            continue
-        for number, known in session.target.units.items():
-            if known is unit:
-                session.protocol.abort_lun(number)
-                session.raise_attention(number, Asc.DEVICE_RESET_OCCURRED)
-
-
 # --- text ----------------------------------------------------------------------------------------
 
 
 def _text(connection: Connection, header: Header, data: bytes, around: Surroundings) -> None:
     """A Text Request: a new one, a further piece of one, or the call for our next piece."""
-    if connection.text_rest:
-        if data or header.ttt != _MORE_TEXT:
-            raise RemoteProtocolError("a new text before the end of the last")
-    elif header.final and header.continued:
-        raise RemoteProtocolError("a text with both F and C set")
-    else:
-        whole = connection.text.add(data, continued=bool(header.continued))
-        answers = b"" if whole is None else _answer_text(connection, text.decode(whole), around)
-        if whole is None:
-            send(connection, Opcode.TEXT_RESPONSE, itt=header.itt, ttt=_MORE_TEXT, final=0)
-            return
-        limit = min(around.data_max, int(connection.port["peer_max_recv_data_segment_length"]))
-        connection.text_rest.extend(text.split(answers, limit))
-    piece, continued = connection.text_rest.popleft()
-    is_last = not continued and bool(header.final)
+    limit = min(around.data_max, int(connection.port["peer_max_recv_data_segment_length"]))
+    reply = connection.texts.request(
+        header, data, lambda pairs: _answer_text(connection, pairs, around), limit
+    )
     send(
         connection,
         Opcode.TEXT_RESPONSE,
-        piece,
+        reply.data,
         itt=header.itt,
-        ttt=bhs.RESERVED_TAG if is_last else _MORE_TEXT,
-        final=int(is_last),
-        continued=int(continued),
+        ttt=reply.ttt,
+        final=int(reply.final),
+        continued=int(reply.continued),
     )
 
 
@@ -207,8 +311,9 @@ def _answer_text(connection: Connection, pairs: list[text.Pair], around: Surroun
         elif key == MAX_RECV.name:
             length = parse_number(MAX_RECV, value)
             if length is None:
-                raise RemoteProtocolError(f"{key}={value} is out of range")
-            connection.port["peer_max_recv_data_segment_length"] = length
+                answers += text.encode([(key, text.REJECT)])
+            else:
+                connection.port["peer_max_recv_data_segment_length"] = length
         elif value not in text.REFUSALS:
             refusal = text.REJECT if key in KEYS else text.NOT_UNDERSTOOD
             answers += text.encode([(key, refusal)])
@@ -223,9 +328,12 @@ def _send_targets(connection: Connection, what: str, around: Surroundings) -> by
     wanted = [
         target
         for target in around.targets
-        if what == target.name
-        or (what == discovery.SEND_TARGETS_ALL and own is None)
-        or (not what and target is own)
+        if (
+            what == target.name
+            or (what == discovery.SEND_TARGETS_ALL and own is None)
+            or (not what and target is own)
+        )
+        and around.may_see(connection, target.name)
     ]
     portals = tuple(around.portals(connection))
     return discovery.build_response(

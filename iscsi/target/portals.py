@@ -4,10 +4,27 @@ import errno
 import ipaddress
 import os
 import socket
+from collections.abc import Iterable
 from typing import Any
 
-from iscsi.target.config import ServerConfig
+from iscsi.target.config import ServedPortal, ServerConfig
 from iscsi.wire.names import Portal
+
+
+class Listening:
+    """A portal that is listened on: the engine's `listener`, and the `port` it got."""
+
+    def __init__(
+        self, served: ServedPortal, listener: int, port: int, config: ServerConfig
+    ) -> None:
+        self.served, self.listener, self.port = served, listener, port
+        tag = served.portal.portal_group_tag
+        self.tag = config.portal_group_tag if tag is None else tag
+
+    @property
+    def portal(self) -> Portal:
+        """As it was configured."""
+        return self.served.portal
 
 
 def listen(channel: Any, portal: Portal) -> tuple[int, int]:
@@ -15,13 +32,15 @@ def listen(channel: Any, portal: Portal) -> tuple[int, int]:
     try:
         listener, port = channel.listen(portal.host, portal.port)
     except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno == errno.EADDRINUSE:
-            reason = "another server listens there"
-        raise type(error)(
-            error.errno, f"portal {portal.address}: {reason or os.strerror(error.errno or 0)}"
-        ) from error
+        raise describe_failure(portal, error.errno or 0, error.strerror or str(error)) from error
     return int(listener), int(port)
+
+
+def describe_failure(portal: Portal, code: int, reason: str = "") -> OSError:
+    """The OSError of a portal that cannot be listened on; it names the portal."""
+    if code == errno.EADDRINUSE:
+        reason = "another server listens there"
+    return OSError(code, f"portal {portal.address}: {reason or os.strerror(code)}")
 
 
 def is_wildcard(host: str) -> bool:
@@ -32,19 +51,23 @@ def is_wildcard(host: str) -> bool:
         return host in ("", "*")
 
 
-def advertised(config: ServerConfig, bound: list[tuple[str, int]], peer: str) -> list[Portal]:
-    """The addresses a discovering peer is told, with the portal group tag.
+def advertised(config: ServerConfig, listening: Iterable[Listening], peer: str) -> list[Portal]:
+    """The addresses a discovering peer is told, with their portal group tags.
 
     A wildcard portal is told as the address of ours that this peer reaches.
     """
-    tag = config.portal_group_tag
     if config.advertise:
+        tag = config.portal_group_tag
         return [Portal(portal.host, portal.port, tag) for portal in config.advertise]
     found = []
-    for host, port in bound:
-        shown = own_address(peer) if is_wildcard(host) else host
+    for each in listening:
+        instead = each.served.advertise
+        if instead is not None:
+            found.append(Portal(instead.host, instead.port or each.port, each.tag))
+            continue
+        shown = own_address(peer) if is_wildcard(each.portal.host) else each.portal.host
         if shown is not None:
-            found.append(Portal(shown, port, tag))
+            found.append(Portal(shown, each.port, each.tag))
     return found
 
 

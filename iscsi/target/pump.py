@@ -7,13 +7,15 @@ from typing import Final
 from host import native
 from host.pump import PUMP_ADDRESS_MIN, make_pump, pump_at, pump_of
 from host.records import context_at
+from iscsi.target import storage
 from iscsi.wire.port import EVENTS, READY, is_empty, port_at
 from iscsi.wire.target_rx import rx_bytes
-from iscsi.wire.target_task import COLD
+from iscsi.wire.target_task import COLD, target_at
 from iscsi.wire.target_tx import tx_done, tx_next, tx_take
+from shm.atomics import load_relaxed
 from shm.channel import UNSOLICITED, host_channel_at
 from shm.jit import entry, nopython
-from shm.layout import Field, record
+from shm.layout import Field, offset, record
 from shm.libc import monotonic_ns
 from shm.memory import copy_bytes, load_64, store_64
 from shm.records import NEVER, SLOT_SIZE, cqe_at
@@ -40,9 +42,16 @@ SERVER: Final = record(
     Field("cold_capacity", "<i8"),
     Field("sweeping", "<i8"),  # 1 while a NOP is under way whose completion covers silent sends
     Field("rounds", "<i8"),
-    size=128,
+    Field("store", "<i8"),  # STORE of the file workers
+    Field("wake_endpoint", "<i8"),  # receives bytes that only end a sleep
+    Field("wake_address", "<i8"),  # where they go
+    Field("wake_length", "<i8"),
+    Field("wake_due", "<i8"),  # 1: its receive is to be posted
+    Field("kicked", "<i8"),  # set by other threads: Python has something to do
+    size=192,
 )
 server_at = opener(SERVER)
+KICKED: Final = offset(SERVER, "kicked")
 
 # `busy` of a PUMP: in which of the two lists it is.
 TOUCHED: Final = 1
@@ -52,6 +61,7 @@ PARTING: Final = 4  # Python has stopped it, and waits for nothing but the end o
 CALLED: Final = 100  # there are completions or pumps for Python
 DRAIN_MAX: Final = 512  # completions taken before what they caused is sent
 SWEEP: Final = 15  # user_data of the NOP
+WAKE: Final = 14  # user_data of the receive that ends a sleep
 SWEEP_SHARE: Final = 4  # post it when a quarter of the channel's room holds unsignalled sends
 
 
@@ -79,6 +89,10 @@ def _drain(server: int) -> None:
     """Take completions: feed the pumps, keep the others for Python."""
     mine = server_at(server)[0]
     context = mine["context"]
+    pump = storage.finish(mine["store"])
+    while pump != 0:
+        _touch(server, pump)
+        pump = storage.finish(mine["store"])
     for _ in range(DRAIN_MAX):
         if mine["cold_count"] == mine["cold_capacity"]:
             return
@@ -91,6 +105,8 @@ def _drain(server: int) -> None:
             _feed(server, pump, found)
         elif cqe["user_data"] == SWEEP:
             mine["sweeping"] = 0
+        elif cqe["user_data"] == WAKE:
+            mine["wake_due"] = 1 if cqe["length"] > 0 else 0
         else:
             copy_bytes(mine["cold"] + SLOT_SIZE * mine["cold_count"], found, SLOT_SIZE)
             mine["cold_count"] += 1
@@ -124,17 +140,44 @@ def _progress(server: int) -> None:
     for place in range(count):
         pump = load_64(mine["touched"] + 8 * place)
         its = pump_at(pump)[0]
+        if its["error"] == 0:
+            storage.begin(mine["store"], pump, its["conn"])
+            its["eager"] = target_at(its["conn"])[0]["buffer_held"]
         TARGET_PUMP.send(pump)
         TARGET_PUMP.receive(pump)
         if _needs_python(pump):
             _call_for(server, pump)
-        if its["error"] == 0 and (its["tx_length"] > 0 or its["rx_posted"] < 2):
+        if its["error"] == 0 and _has_more(pump):
             store_64(mine["touched"] + 8 * kept, pump)
             kept += 1
         else:
             its["busy"] &= ~TOUCHED
         _sweep(server)
     mine["touched_count"] = kept
+
+
+@nopython
+def _has_more(pump: int) -> bool:
+    """Whether something found no room, and is to be tried again when something has happened."""
+    its = pump_at(pump)[0]
+    if its["tx_length"] > 0 or its["rx_posted"] < 2:
+        return True
+    return storage.is_waiting(its["conn"])
+
+
+@nopython
+def _listen_for_wakes(server: int) -> None:
+    mine = server_at(server)[0]
+    if mine["wake_due"]:
+        posted = native.post_recv(
+            mine["context"],
+            mine["wake_endpoint"],
+            WAKE,
+            mine["wake_address"],
+            mine["wake_length"],
+            0,
+        )
+        mine["wake_due"] = 1 if posted == 0 else 0
 
 
 @nopython
@@ -158,14 +201,20 @@ def serve(server: int, deadline_ns: int, tick_at_ns: int) -> int:
         mine["rounds"] += 1
         _drain(server)
         _progress(server)
+        _listen_for_wakes(server)
         if channel["posted"] != flushed:  # An idle server must not ring the engine's bell.
             native.flush(context)
             flushed = channel["posted"]
         if mine["cold_count"] > 0 or mine["attention_count"] > 0:
             return CALLED
+        if load_relaxed(server + KICKED) != 0 or storage.store_at(mine["store"])[0]["at_rest"]:
+            return CALLED
         if monotonic_ns() >= tick_at_ns:
             return TICK
+        if not storage.may_sleep(mine["store"]):
+            continue
         reason = native.wait_n(context, 1, NEVER, deadline_ns, tick_at_ns)
+        storage.is_awake(mine["store"])
         if reason != THRESHOLD:
             return reason
 

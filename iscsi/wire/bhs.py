@@ -133,6 +133,7 @@ class AsyncEvent(IntEnum):
     SESSION_DROPPED = 3
     NEGOTIATION_REQUESTED = 4
     TASKS_TERMINATED = 5
+    VENDOR_SPECIFIC = 255
 
 
 class SnackType(IntEnum):

@@ -53,7 +53,13 @@ STATUS_CLASS_TARGET_ERROR: Final = 0x03
 
 
 class ProtocolError(Exception):
-    """Base of everything the protocol core raises about a connection."""
+    """Base of everything the protocol core raises about a connection. Its text may quote the peer,
+    so control characters are shown escaped: nobody writes lines of his own into a log.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 class LocalProtocolError(ProtocolError):

@@ -37,6 +37,12 @@ def submit(
     return initiator_post.submit(conn, lun, cdb, flags, expected_length, data, user_data)
 
 
+@entry("int64(intp, int64, intp, int64)")
+def attach_ahs(conn: int, itt: int, ahs: int, length: int) -> int:
+    """Door to `initiator_post.attach_ahs`; the memory is the caller's to keep."""
+    return initiator_post.attach_ahs(conn, itt, ahs, length)
+
+
 @entry("int64(intp, intp, intp, int64, int64)")
 def send_control(conn: int, header: int, data: int, length: int, user_data: int) -> int:
     """Door to `initiator_post.send_control`."""

@@ -61,6 +61,7 @@ READ_10: Final = int(Operation.READ_10)
 READ_16: Final = int(Operation.READ_16)
 WRITE_10: Final = int(Operation.WRITE_10)
 WRITE_16: Final = int(Operation.WRITE_16)
+MAX_AHS_LENGTH: Final = bhs.MAX_AHS_LENGTH
 DIRECTIONS: Final = bhs.FLAG_READ | bhs.FLAG_WRITE
 COMMAND_FLAGS: Final = DIRECTIONS | bhs.ATTRIBUTE_MASK
 MAX_TRANSFER_LENGTH: Final = 0xFFFFFFFF
@@ -118,6 +119,21 @@ def submit(
     initiator_at(conn)[0]["last"] = address
     make_ready(conn, address)
     return int(task["itt"])
+
+
+@nopython
+def attach_ahs(conn: int, itt: int, ahs: int, length: int) -> int:
+    """Give the command that was just submitted additional header segments (RFC 7143 §11.2.2).
+
+    They are whole words, two or more, in memory the transport reads, and the command's
+    until it completes. 0, or -EINVAL.
+    """
+    address = task_of(conn, itt)
+    if address == 0 or length & 3 or not 8 <= length <= MAX_AHS_LENGTH:
+        return -EINVAL
+    task_at(address)[0]["ahs"] = ahs
+    task_at(address)[0]["ahs_length"] = length
+    return 0
 
 
 @nopython

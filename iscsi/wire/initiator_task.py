@@ -88,7 +88,9 @@ TASK: Final = record(
     Field("residual_count", "<i8"),
     Field("sense_address", "<i8"),
     Field("sense_length", "<i8"),
-    size=256,
+    Field("ahs", "<i8"),  # address of the additional header segments, which the caller keeps
+    Field("ahs_length", "<i8"),
+    size=320,
 )
 # One R2T that was not answered entirely.
 R2T: Final = record(
@@ -149,6 +151,7 @@ def new_task(conn: int, kind: int, user_data: int) -> int:
 def _clear_progress(address: int) -> None:
     task = task_at(address)[0]
     task["flags"] = 0
+    task["ahs_length"] = 0
     task["expected_length"] = 0
     task["tx_pending"] = 0
     task["sent"] = 0

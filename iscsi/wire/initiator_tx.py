@@ -123,9 +123,9 @@ def _make_command(conn: int, address: int) -> None:
     if flags & bhs.FLAG_WRITE:
         unsolicited = min(mine["first_burst_length"], task["expected_length"])
     immediate = 0
-    if mine["immediate_data"]:
+    if mine["immediate_data"] and task["ahs_length"] == 0:
         immediate = min(unsolicited, port_at(conn)[0]["peer_max_recv_data_segment_length"])
-    if mine["initial_r2t"] or immediate == unsolicited:
+    if mine["initial_r2t"] or immediate == unsolicited or task["ahs_length"] > 0:
         flags |= bhs.FLAG_FINAL
     task["stage"] = STAGE_NONE if flags & bhs.FLAG_FINAL else STAGE_UNSOLICITED
     task["sent"] = immediate
@@ -137,6 +137,12 @@ def _make_command(conn: int, address: int) -> None:
     store_32_be(header + bhs.OFFSET_CMD_SN, task["cmd_sn"])
     store_64(header + bhs.OFFSET_CDB, task["cdb0"])
     store_64(header + bhs.OFFSET_CDB + 8, task["cdb1"])
+    if task["ahs_length"] > 0:  # All data is waited for then: immediate data would follow them.
+        store_32_be(header + bhs.OFFSET_EXP_STAT_SN, mine["exp_stat_sn"])
+        task["tx_pending"] += 1
+        token = token_of(TOKEN_TASK, address)
+        tx.commit_segments(conn, header, task["ahs"], task["ahs_length"], token)
+        return
     _commit(conn, address, header, 0, immediate)
 
 

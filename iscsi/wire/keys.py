@@ -9,7 +9,7 @@ from enum import Enum, Flag, auto
 from types import MappingProxyType
 from typing import Final
 
-from iscsi.wire.text import MAX_VALUE_LENGTH, NO, NONE, YES
+from iscsi.wire.text import IRRELEVANT, MAX_VALUE_LENGTH, NO, NONE, REJECT, YES
 
 DIGEST_NONE: Final = NONE
 DIGEST_CRC32C: Final = "CRC32C"
@@ -21,6 +21,7 @@ _MIN_LENGTH: Final = 512
 _MAX_LENGTH: Final = (1 << 24) - 1
 # A CHAP binary value has up to 1024 bytes (RFC 7143 §12.1.3): "0x" and two digits for each.
 _MAX_BINARY_VALUE: Final = 2 + 2 * 1024
+_MAX_KERBEROS_VALUE: Final = 4096
 
 
 class Rule(Enum):
@@ -33,7 +34,7 @@ class Rule(Enum):
     MAX = auto()
     DECLARED = auto()  # each side says its own; there is no answer
     SECURITY = auto()  # belongs to the authentication method
-    OBSOLETE = auto()  # answered with Reject (RFC 7143 §13.25)
+    FIXED = auto()  # always gets the same answer: obsolete, or of a transport that this is not
 
 
 class Place(Flag):
@@ -60,7 +61,7 @@ class Key:
     `leading_only` keys belong to the session's first connection; `normal_only` keys are
     Irrelevant in a discovery session; `offer_default` is False for keys that older peers do not
     know and that are offered only to change something. `choices` bounds a list, `low`..`high` a
-    number.
+    number; `answer` is what a FIXED key gets.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Key:
     normal_only: bool = False
     offer_default: bool = True
     max_value_length: int = MAX_VALUE_LENGTH
+    answer: str = REJECT
 
     @property
     def attribute(self) -> str:
@@ -102,8 +104,10 @@ def _attribute(name: str) -> str:
     return spaced.replace("i_SCSI", "iscsi").lower()
 
 
-def _session(name: str, rule: Rule, default: str, low: int = 0, high: int = 0) -> Key:
-    """A session-wide operational key: first connection, normal sessions."""
+def _session(
+    name: str, rule: Rule, default: str, low: int = 0, high: int = 0, normal_only: bool = True
+) -> Key:
+    """A session-wide operational key: first connection; mostly for normal sessions."""
     return Key(
         name,
         rule,
@@ -112,7 +116,7 @@ def _session(name: str, rule: Rule, default: str, low: int = 0, high: int = 0) -
         low=low,
         high=high,
         leading_only=True,
-        normal_only=True,
+        normal_only=normal_only,
     )
 
 
@@ -124,8 +128,12 @@ def _digest(name: str) -> Key:
     return Key(name, Rule.LIST, Place.OPERATIONAL, NONE, choices=(NONE, DIGEST_CRC32C))
 
 
-def _security(name: str, max_value_length: int = MAX_VALUE_LENGTH) -> Key:
-    return Key(name, Rule.SECURITY, Place.SECURITY, max_value_length=max_value_length)
+def _security(name: str, max_value_length: int = MAX_VALUE_LENGTH, high: int = 0) -> Key:
+    return Key(name, Rule.SECURITY, Place.SECURITY, high=high, max_value_length=max_value_length)
+
+
+def _fixed(name: str, answer: str) -> Key:
+    return Key(name, Rule.FIXED, Place.LOGIN, answer=answer)
 
 
 _ROWS: Final = (
@@ -162,12 +170,14 @@ _ROWS: Final = (
     _session("ImmediateData", Rule.AND, YES),
     _session("MaxBurstLength", Rule.MIN, "262144", _MIN_LENGTH, _MAX_LENGTH),
     _session("FirstBurstLength", Rule.MIN, "65536", _MIN_LENGTH, _MAX_LENGTH),
-    _session("DefaultTime2Wait", Rule.MAX, "2", 0, 3600),
-    _session("DefaultTime2Retain", Rule.MIN, "20", 0, 3600),
+    _session("DefaultTime2Wait", Rule.MAX, "2", 0, 3600, normal_only=False),
+    _session("DefaultTime2Retain", Rule.MIN, "20", 0, 3600, normal_only=False),
     _session("MaxOutstandingR2T", Rule.MIN, "1", 1, 65535),
     _session("DataPDUInOrder", Rule.OR, YES),
     _session("DataSequenceInOrder", Rule.OR, YES),
-    _session("ErrorRecoveryLevel", Rule.MIN, "0", 0, 2),
+    # This and the two times hold in a discovery session too (RFC 7143 §13.15, §13.16, §13.20):
+    # open-iscsi ends a discovery whose ErrorRecoveryLevel is answered with anything but 0.
+    _session("ErrorRecoveryLevel", Rule.MIN, "0", 0, 2, normal_only=False),
     Key(
         "iSCSIProtocolLevel",
         Rule.MIN,
@@ -190,14 +200,30 @@ _ROWS: Final = (
         offer_default=False,
     ),
     Key("AuthMethod", Rule.SECURITY, Place.SECURITY, choices=("CHAP", "SRP", "KRB5", NONE)),
-    _security("CHAP_A"),
-    _security("CHAP_I"),
+    _security("CHAP_A", high=255),
+    _security("CHAP_I", high=255),
     _security("CHAP_N"),
     _security("CHAP_C", _MAX_BINARY_VALUE),
     _security("CHAP_R", _MAX_BINARY_VALUE),
+    # Methods that nobody here offers: their keys end an authentication, like any wrong key.
+    *(_security(f"SRP_{name}", _MAX_BINARY_VALUE) for name in ("U", "GROUP", "A", "B", "M", "HM")),
+    _security("SRP_s", _MAX_BINARY_VALUE),
+    _security("KRB_AP_REQ", _MAX_KERBEROS_VALUE),
+    _security("KRB_AP_REP", _MAX_KERBEROS_VALUE),
+    # Obsolete (RFC 7143 §13.25), and still sent by clients in the field.
+    *(_fixed(name, REJECT) for name in ("IFMarker", "OFMarker", "IFMarkInt", "OFMarkInt")),
+    # iSER's keys (RFC 7145 §6) in a login over TCP: no RDMA, and so nothing that it would need.
+    _fixed("RDMAExtensions", NO),
     *(
-        Key(name, Rule.OBSOLETE, Place.LOGIN)
-        for name in ("IFMarker", "OFMarker", "IFMarkInt", "OFMarkInt")
+        _fixed(name, IRRELEVANT)
+        for name in (
+            "InitiatorRecvDataSegmentLength",
+            "TargetRecvDataSegmentLength",
+            "MaxAHSLength",
+            "TaggedBufferForSolicitedDataOnly",
+            "iSERHelloRequired",
+            "MaxOutstandingUnexpectedPDUs",
+        )
     ),
 )
 
@@ -253,10 +279,11 @@ def is_answer(key: Key, offered: str, answer: str) -> bool:
     """True if `answer` can result from our offer under the key's rule."""
     if key.rule is Rule.LIST:
         return answer in offered.split(",")
-    return is_valid(key, answer) and combine(key, offered, answer) == _plain(key, answer)
+    return is_valid(key, answer) and combine(key, offered, answer) == plain(key, answer)
 
 
-def _plain(key: Key, value: str) -> str:
+def plain(key: Key, value: str) -> str:
+    """An admissible value in its plain form: a number in decimal without leading zeros."""
     return str(parse_number(key, value)) if key.is_number else value
 
 

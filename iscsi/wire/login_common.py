@@ -27,7 +27,6 @@ from iscsi.wire.keys import (
     value_limit,
 )
 from iscsi.wire.negotiation import Negotiation
-from iscsi.wire.security import Security
 from iscsi.wire.text import Pair
 
 MAX_LOGIN_SEGMENT: Final = 8192  # the default MaxRecvDataSegmentLength, in force during login
@@ -52,7 +51,8 @@ class LoginResult:
     """What a finished login leaves behind, on either side.
 
     `stat_sn` is the next StatSN the target sends; `cmd_sn` the CmdSN of the first command.
-    On a connection added to a session, `session` holds defaults: the session has its own.
+    On a connection added to a session, an initiator's `session` holds defaults: the session has
+    its own. `user` is the CHAP name that the initiator proved, None without authentication.
     """
 
     session: SessionParams
@@ -67,6 +67,7 @@ class LoginResult:
     stat_sn: int
     target_portal_group_tag: int | None = None
     target_alias: str | None = None
+    user: str | None = None
 
     @property
     def is_discovery(self) -> bool:
@@ -95,12 +96,11 @@ class LoginMachine(ABC):
     _peer_opcode: Opcode
     _peer_sender: Sender
 
-    def __init__(self, stage: Stage, proposal: Proposal, security: Security) -> None:
+    def __init__(self, stage: Stage, proposal: Proposal) -> None:
         self.stage = stage
         self.result: LoginResult | None = None
         self.error: ProtocolError | None = None
         self._proposal = proposal
-        self._security = security
         self._negotiation = Negotiation(self._peer_sender, proposal)
         self._accumulator = text.Accumulator()
         self._chunks: deque[tuple[bytes, bool]] = deque()
@@ -181,13 +181,14 @@ class LoginMachine(ABC):
         if header.transit and (header.nsg <= header.csg or header.nsg not in list(Stage)):
             raise RemoteProtocolError(f"no transition from stage {header.csg} to {header.nsg}")
 
-    def _take(self, pairs: list[Pair]) -> list[Pair]:
-        """Give each key to the security strategy or the negotiation; returns what is owed."""
+    def _sort(self, pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
+        """The keys of the security stage's method, and those to negotiate."""
         in_security = self.stage is Stage.SECURITY
         security = [pair for pair in pairs if in_security and _is_security(pair[0])]
-        others = [pair for pair in pairs if pair not in security]
-        answers = self._negotiation.receive(others, _PLACES[self.stage])
-        return (self._security.receive(security) if in_security else []) + answers
+        return security, [pair for pair in pairs if pair not in security]
+
+    def _negotiate(self, pairs: list[Pair]) -> list[Pair]:
+        return self._negotiation.receive(pairs, _PLACES[self.stage])
 
     def _gather(self, header: Header, data: bytes) -> list[Pair] | None:
         """The pairs of a complete text, or None while C bits say that more will come."""

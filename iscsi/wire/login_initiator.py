@@ -2,6 +2,8 @@
 ends with a `LoginResult`, a refusal, or the address it is sent to.
 """
 
+from typing import Final
+
 from iscsi.wire import bhs, text
 from iscsi.wire.bhs import Header, Opcode
 from iscsi.wire.errors import (
@@ -12,12 +14,21 @@ from iscsi.wire.errors import (
     LoginStatus,
     RemoteProtocolError,
 )
-from iscsi.wire.keys import SESSION_DISCOVERY, SESSION_NORMAL, Proposal, Sender
+from iscsi.wire.keys import (
+    KEYS,
+    SESSION_DISCOVERY,
+    SESSION_NORMAL,
+    Proposal,
+    Sender,
+    parse_number,
+)
 from iscsi.wire.login_common import VERSION, LoginIdentity, LoginMachine, LoginResult, Stage
 from iscsi.wire.names import name_fault, parse_address
 from iscsi.wire.negotiation import Negotiation
-from iscsi.wire.security import InitiatorNone, Security
+from iscsi.wire.security import InitiatorNone, InitiatorSecurity
 from iscsi.wire.text import REFUSALS, Pair
+
+_GROUP_TAG: Final = KEYS["TargetPortalGroupTag"]
 
 
 class InitiatorLogin(LoginMachine):
@@ -43,12 +54,13 @@ class InitiatorLogin(LoginMachine):
         itt: int = 0,
         initiator_alias: str | None = None,
         proposal: Proposal | None = None,
-        security: Security | None = None,
+        security: InitiatorSecurity | None = None,
         skip_security: bool = False,
     ) -> None:
         security = security or InitiatorNone()
         stage = Stage.OPERATIONAL if skip_security else Stage.SECURITY
-        super().__init__(stage, proposal or Proposal(), security)
+        super().__init__(stage, proposal or Proposal())
+        self._security = security
         for name in filter(None, (initiator_name, target_name)):
             fault = name_fault(name, strict=False)
             if fault:
@@ -89,7 +101,7 @@ class InitiatorLogin(LoginMachine):
     def _send(self) -> None:
         """The next request: the next piece of our text, with T once this side is content."""
         data, continued = self._chunks.popleft()
-        content = self.stage is Stage.OPERATIONAL or self._security.is_complete
+        content = self.stage is Stage.OPERATIONAL or self._security.wants_transit
         self._asked_transit = content and not continued
         following = Stage.OPERATIONAL if self.stage is Stage.SECURITY else Stage.FULL_FEATURE
         self._out += bhs.encode_pdu(
@@ -126,12 +138,20 @@ class InitiatorLogin(LoginMachine):
             self._send()
             return
         pairs = self._gather(header, data)
-        owed = [] if pairs is None else self._take(pairs)
+        owed = [] if pairs is None else self._answer(pairs)
         if header.transit:
             self._advance(header, owed)
             return
         self._say(owed)
         self._send()
+
+    def _answer(self, pairs: list[Pair]) -> list[Pair]:
+        """What we owe for a complete text."""
+        security, others = self._sort(pairs)
+        answers = self._negotiate(others)
+        if self.stage is Stage.SECURITY:
+            answers = self._security.receive(security) + answers
+        return answers
 
     def _check_status(self, header: Header, data: bytes) -> None:
         """Anything but success ends the login; a redirection names where to go."""
@@ -178,6 +198,6 @@ class InitiatorLogin(LoginMachine):
             cmd_sn=self._cmd_sn,
             max_cmd_sn=header.max_cmd_sn,
             stat_sn=self._exp_stat_sn,
-            target_portal_group_tag=None if tag is None else int(tag, 0),
+            target_portal_group_tag=None if tag is None else parse_number(_GROUP_TAG, tag),
             target_alias=declared.get("TargetAlias"),
         )

@@ -17,11 +17,17 @@ from iscsi.wire.errors import (
     ProtocolError,
     RemoteProtocolError,
 )
-from iscsi.wire.keys import SESSION_DISCOVERY, SESSION_NORMAL, Proposal, Sender
+from iscsi.wire.keys import (
+    SESSION_DISCOVERY,
+    SESSION_NORMAL,
+    Proposal,
+    Sender,
+    SessionParams,
+)
 from iscsi.wire.login_common import VERSION, LoginIdentity, LoginMachine, LoginResult, Stage
 from iscsi.wire.names import name_fault
 from iscsi.wire.negotiation import Negotiation
-from iscsi.wire.security import Security, TargetNone
+from iscsi.wire.security import TargetNone, TargetSecurity
 from iscsi.wire.text import Pair
 
 DEFAULT_COMMAND_WINDOW: Final = 128
@@ -32,9 +38,14 @@ def _admit_all(identity: LoginIdentity) -> None:
     """Let everybody in."""
 
 
-def _no_session(identity: LoginIdentity) -> bool:
+def _no_authentication(identity: LoginIdentity) -> TargetSecurity:
+    """Let everybody try, without proof."""
+    return TargetNone()
+
+
+def _no_session(identity: LoginIdentity) -> SessionParams:
     """No session may be joined."""
-    return False
+    raise refusal(LoginStatus.SESSION_DOES_NOT_EXIST)
 
 
 def _counting_tsih() -> Callable[[LoginIdentity], int]:
@@ -44,15 +55,19 @@ def _counting_tsih() -> Callable[[LoginIdentity], int]:
 
 @dataclass(frozen=True, slots=True)
 class TargetPolicy:
-    """A target's decisions. `admit` refuses by raising LoginRejected or LoginRedirected;
-    `session_exists` says whether a non-zero TSIH may be joined; `new_tsih` gives 1..65535.
+    """A target's decisions; each refuses by raising LoginRejected or LoginRedirected.
+
+    `authorize` judges who came before any proof, and says how it has to be proved; `join` gives the
+    parameters of the session that a non-zero TSIH names; `admit` reserves what a session needs,
+    once the initiator is authenticated; `new_tsih` gives 1..65535.
     """
 
     target_names: Collection[str]
     portal_group_tag: int = 1
     target_alias: str | None = None
     admit: Callable[[LoginIdentity], None] = _admit_all
-    session_exists: Callable[[LoginIdentity], bool] = _no_session
+    authorize: Callable[[LoginIdentity], TargetSecurity] = _no_authentication
+    join: Callable[[LoginIdentity], SessionParams] = _no_session
     new_tsih: Callable[[LoginIdentity], int] = field(default_factory=_counting_tsih)
 
 
@@ -66,7 +81,7 @@ class TargetLogin(LoginMachine):
 
     `stat_sn` is the first StatSN to use; `command_window` is how many commands the initiator may
     have outstanding when it enters the full feature phase. `identity` is known after the first
-    complete request.
+    complete request. `security` stands in for what the policy's `authorize` would return.
     """
 
     _peer_opcode = Opcode.LOGIN_REQUEST
@@ -77,11 +92,11 @@ class TargetLogin(LoginMachine):
         policy: TargetPolicy,
         *,
         proposal: Proposal | None = None,
-        security: Security | None = None,
+        security: TargetSecurity | None = None,
         stat_sn: int = 0,
         command_window: int = DEFAULT_COMMAND_WINDOW,
     ) -> None:
-        super().__init__(Stage.SECURITY, proposal or Proposal(), security or TargetNone())
+        super().__init__(Stage.SECURITY, proposal or Proposal())
         self.identity: LoginIdentity | None = None
         self._policy = policy
         self._stat_sn = stat_sn
@@ -89,6 +104,10 @@ class TargetLogin(LoginMachine):
         self._first: Header | None = None
         self._may_leave = False
         self._declared = False
+        self._chosen_security = security
+        self._security: TargetSecurity = security or TargetNone()
+        self._admitted = False
+        self._joined: SessionParams | None = None
 
     def _receive(self, header: Header, data: bytes) -> None:
         self._check_continuity(header)
@@ -112,8 +131,6 @@ class TargetLogin(LoginMachine):
         if header.version_min > VERSION:
             raise refusal(LoginStatus.UNSUPPORTED_VERSION)
         if header.csg == Stage.OPERATIONAL:
-            if self._security.is_required:
-                raise refusal(LoginStatus.AUTHENTICATION_FAILURE, "the security stage is skipped")
             self.stage = Stage.OPERATIONAL
         if header.tsih:
             self._negotiation = Negotiation(self._peer_sender, self._proposal, leading=False)
@@ -123,9 +140,13 @@ class TargetLogin(LoginMachine):
         first = self.identity is None
         if first:
             self._check_session_type(pairs)
-        answers = self._take(pairs)
+        security, others = self._sort(pairs)
+        answers = self._negotiate(others)
         if first:
             answers = self._identify(header) + answers
+        if self.stage is Stage.SECURITY:
+            answers += self._authenticate(header, security)
+        self._admit()
         if self.stage is Stage.OPERATIONAL:
             if not self._declared:
                 self._declared = True
@@ -163,11 +184,27 @@ class TargetLogin(LoginMachine):
             if target not in self._policy.target_names:
                 raise refusal(LoginStatus.TARGET_NOT_FOUND, target)
         identity = LoginIdentity(initiator, target, header.isid, header.tsih, header.cid)
-        if header.tsih and not self._policy.session_exists(identity):
-            raise refusal(LoginStatus.SESSION_DOES_NOT_EXIST)
-        self._policy.admit(identity)
+        self._security = self._chosen_security or self._policy.authorize(identity)
+        if self.stage is Stage.OPERATIONAL and self._security.is_required:
+            raise refusal(LoginStatus.AUTHENTICATION_FAILURE, "the security stage is skipped")
         self.identity = identity
         return [] if target is None else self._introduction()
+
+    def _authenticate(self, header: Header, pairs: list[Pair]) -> list[Pair]:
+        """Go on with the method; one who wants to leave without having proved anything may not."""
+        if header.transit and not pairs and not self._security.is_complete:
+            raise refusal(LoginStatus.AUTHENTICATION_FAILURE, "no method is offered")
+        return self._security.receive(pairs)
+
+    def _admit(self) -> None:
+        """Find the session and reserve memory, but not for somebody who has yet to prove it."""
+        if self._admitted or not self._security.is_complete:
+            return
+        assert self.identity is not None, "the first complete request identified the initiator"
+        if self.identity.tsih:
+            self._joined = self._policy.join(self.identity)
+        self._policy.admit(self.identity)
+        self._admitted = True
 
     def _introduction(self) -> list[Pair]:
         """TargetPortalGroupTag belongs in the first response of a normal session (§13.9)."""
@@ -224,7 +261,7 @@ class TargetLogin(LoginMachine):
         if not 0 < tsih <= 0xFFFF:
             raise LocalProtocolError(f"new_tsih gave {tsih}; 1..65535 are possible")
         self.result = LoginResult(
-            session=self._negotiation.session_params(),
+            session=self._joined or self._negotiation.session_params(),
             connection=self._negotiation.connection_params(),
             initiator_name=who.initiator_name,
             target_name=who.target_name,
@@ -236,6 +273,7 @@ class TargetLogin(LoginMachine):
             stat_sn=(self._stat_sn + 1) & 0xFFFFFFFF,
             target_portal_group_tag=self._policy.portal_group_tag if who.target_name else None,
             target_alias=self._policy.target_alias,
+            user=self._security.user,
         )
         return tsih
 

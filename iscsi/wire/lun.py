@@ -11,17 +11,27 @@ from iscsi.wire.sense import Asc, SenseKey
 from shm.atomics import load_acquire
 from shm.jit import nopython
 from shm.layout import Field, offset, record
-from shm.memory import load_8, load_16_be, load_32_be, load_64_be
+from shm.memory import load_8, load_16_be, load_32_be, load_64_be, store_8
 from shm.view import opener
 
 LUN: Final = record(
-    Field("memory", "<i8"),  # address of block 0; 0 means there is no such unit
+    Field("memory", "<i8"),  # address of block 0; 0 if its blocks are not in memory
     Field("block_size", "<i8"),
     Field("block_count", "<i8"),
     Field("read_only", "<i8"),
     # Anything but 0 sends every command to the cold code: no medium, reserved, being reset.
     Field("state", "<i8"),
-    size=64,
+    # A thin unit's map: one byte for each `granularity` bytes, not 0 where something was written.
+    Field("allocation", "<i8"),
+    Field("granularity", "<i8"),
+    # What those who do file input and output know it by. This and `memory` 0: there is no unit.
+    Field("storage", "<i8"),
+    # What compiled code served: commands, and the bytes they moved.
+    Field("reads", "<i8"),
+    Field("writes", "<i8"),
+    Field("read_bytes", "<i8"),
+    Field("written_bytes", "<i8"),
+    size=128,
 )
 lun_at = opener(LUN)
 LUN_SIZE: Final = LUN.itemsize
@@ -31,6 +41,10 @@ _STATE: Final = offset(LUN, "state")
 NOT_BLOCK_IO: Final = 0
 READ: Final = bhs.FLAG_READ
 WRITE: Final = bhs.FLAG_WRITE
+# A nexus' word for a unit: what of it compiled code leaves to the cold code.
+GATE_OPEN: Final = 0
+GATE_CLOSED: Final = 1
+GATE_READS_ONLY: Final = 2  # READ is served, WRITE is not
 
 
 def _sense(key: SenseKey, code: Asc) -> int:
@@ -48,6 +62,7 @@ _GROUP_12: Final = 0xA0
 _READ: Final = 0x08
 _WRITE: Final = 0x0A
 _PROTECT: Final = 0xE0  # RDPROTECT and WRPROTECT: no unit here has protection information
+_FUA: Final = 0x08
 _SINGLE_LEVEL: Final = 0xFFFF_FFFF_FFFF
 _FLAT: Final = 1
 
@@ -68,9 +83,25 @@ def unit_of(luns: int, lun_count: int, number: int) -> int:
     if number < 0 or number >= lun_count:
         return 0
     address = luns + LUN_SIZE * number
-    if lun_at(address)[0]["memory"] == 0 or load_acquire(address + _STATE) != 0:
+    lun = lun_at(address)[0]
+    if (lun["memory"] == 0 and lun["storage"] == 0) or load_acquire(address + _STATE) != 0:
         return 0
     return address
+
+
+@nopython
+def mark_written(unit: int, cdb: int) -> None:
+    """Note that the blocks of a WRITE are mapped, on a thin unit in memory."""
+    lun = lun_at(unit)[0]
+    length = block_count(cdb) * lun["block_size"]
+    if lun["allocation"] == 0 or length == 0:
+        return
+    size = lun["granularity"]
+    start = first_block(cdb) * lun["block_size"]
+    # The unit may have become smaller since the command was judged.
+    end = min(start + length, lun["block_count"] * lun["block_size"])
+    for piece in range(start // size, (end + size - 1) // size):
+        store_8(lun["allocation"] + piece, 1)
 
 
 @nopython
@@ -107,6 +138,24 @@ def block_count(cdb: int) -> int:
 
 
 @nopython
+def count(unit: int, direction: int, length: int) -> None:
+    """Count a READ or WRITE."""
+    lun = lun_at(unit)[0]
+    if direction == READ:
+        lun["reads"] += 1
+        lun["read_bytes"] += length
+    else:
+        lun["writes"] += 1
+        lun["written_bytes"] += length
+
+
+@nopython
+def is_durable(cdb: int) -> bool:
+    """Whether a READ or WRITE asks for the medium itself: its FUA bit (SBC-3 §5.8)."""
+    return load_8(cdb) & 0xE0 != _GROUP_6 and load_8(cdb + 1) & _FUA != 0
+
+
+@nopython
 def judge(unit: int, cdb: int) -> int:
     """0 if the READ or WRITE can be done, else the sense to refuse it with: key << 16 | code."""
     lun = lun_at(unit)[0]
@@ -129,13 +178,20 @@ class Unit:
     block_size: int
     block_count: int
     read_only: bool = False
+    allocation: int = 0
+    granularity: int = 1
+    storage: int = 0
 
 
-def write_lun(address: int, unit: Unit | None) -> None:
-    """Fill in the table's entry at `address`, in its normal state; None empties it."""
+def write_lun(address: int, unit: Unit | None, state: int = 0) -> None:
+    """Fill in the table's entry at `address`; None empties it. `state` 0 is the normal one."""
     lun = lun_at(address)[0]
+    lun["state"] = 1
     lun["memory"] = unit.memory if unit else 0
     lun["block_size"] = unit.block_size if unit else 0
     lun["block_count"] = unit.block_count if unit else 0
     lun["read_only"] = unit.read_only if unit else 0
-    lun["state"] = 0
+    lun["allocation"] = unit.allocation if unit else 0
+    lun["granularity"] = unit.granularity if unit else 1
+    lun["storage"] = unit.storage if unit else 0
+    lun["state"] = state

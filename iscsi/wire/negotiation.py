@@ -19,6 +19,7 @@ from iscsi.wire.keys import (
     is_answer,
     is_valid,
     parse_number,
+    plain,
 )
 from iscsi.wire.text import IRRELEVANT, NO, NOT_UNDERSTOOD, REFUSALS, REJECT, YES, Pair
 
@@ -35,12 +36,12 @@ class Negotiation:
 
     __slots__ = (
         "_agreed",
+        "_answered",
         "_discovery",
         "_leading",
         "_offered",
         "_peer",
         "_proposal",
-        "_unknown",
         "declared",
     )
 
@@ -51,7 +52,7 @@ class Negotiation:
         self._discovery = False
         self._offered: dict[str, str] = {}
         self._agreed: dict[str, str] = {}
-        self._unknown: set[str] = set()
+        self._answered: set[str] = set()
         self.declared: dict[str, str] = {}
         """What the peer declared, by key name."""
         for key in KEYS.values():
@@ -166,40 +167,52 @@ class Negotiation:
         """Take one pair; returns the answer owed, if any."""
         key = KEYS.get(name)
         if key is None:
-            return self._receive_unknown(name, value)
+            return self._answer_once(name, value, NOT_UNDERSTOOD)
         if name in self._offered and name not in self._agreed:
             self._receive_answer(key, value)
             return []
         if name in self._agreed:
             raise RemoteProtocolError(f"{name} was negotiated already")
-        if key.rule is Rule.OBSOLETE or not (key.place & place and key.sender & self._peer):
+        if not (key.place & place and key.sender & self._peer):
             return [] if value in REFUSALS else [(name, REJECT)]
+        if key.rule is Rule.FIXED:
+            return self._answer_once(name, value, key.answer)
         if key.rule is Rule.DECLARED:
             self._receive_declaration(key, value)
             return []
         return [self._answer_offer(key, value)]
 
-    def _receive_unknown(self, name: str, value: str) -> list[Pair]:
-        if name in self._unknown:
+    def _answer_once(self, name: str, value: str, answer: str) -> list[Pair]:
+        """The answer to a key that nothing is agreed about."""
+        if name in self._answered:
             raise RemoteProtocolError(f"{name} was sent already")
-        self._unknown.add(name)
+        self._answered.add(name)
         # A refusal of a key that we never sent must not be answered for ever.
-        return [] if value in REFUSALS else [(name, NOT_UNDERSTOOD)]
+        return [] if value in REFUSALS else [(name, answer)]
 
     def _receive_answer(self, key: Key, value: str) -> None:
         if value in REFUSALS:
-            if value != IRRELEVANT and not self._accepts_default(key):
+            excused = value == IRRELEVANT and self._is_irrelevant(key)
+            if not excused and not self._accepts_default(key):
                 raise RemoteProtocolError(
                     f"the peer answered {key.name}={value}, and its default is no use here"
                 )
             assert key.default is not None, "negotiated keys have defaults"
             self._agreed[key.name] = key.default
         elif is_answer(key, self._offered[key.name], value):
-            self._agreed[key.name] = value
+            # Numbers in plain decimal, whichever form the peer chose.
+            self._agreed[key.name] = plain(key, value)
         else:
             raise RemoteProtocolError(
                 f"{key.name}={value} does not answer the offer {self._offered[key.name]}"
             )
+
+    def _is_irrelevant(self, key: Key) -> bool:
+        """Whether nothing depends on a key, so that its default is as good as any value."""
+        if key.name != "FirstBurstLength":
+            return self._discovery and key.normal_only
+        needs_r2t = self._agreed.get("InitialR2T", YES) == YES
+        return needs_r2t and self._agreed.get("ImmediateData", YES) == NO
 
     def _receive_declaration(self, key: Key, value: str) -> None:
         before = self.declared.get(key.name)

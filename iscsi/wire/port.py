@@ -44,9 +44,7 @@ PORT: Final = record(
     Field("rx_left", "<i8"),  # data not asked for yet: what goes to the sink
     Field("rx_action", "<i8"),  # the role's: what to do when the PDU is complete
     Field("rx_object", "<i8"),  # the role's: the task or control slot it is about
-    Field("rx_chunk", "<i8"),  # the wanted piece, for the digest
-    Field("rx_chunk_length", "<i8"),
-    Field("rx_crc", "<i8"),
+    Field("rx_crc", "<i8"),  # of this PDU's data so far, if it has a digest
     Field("rx_sink", "<i8"),
     Field("header_digest", "<i8"),  # 1 if on
     Field("data_digest", "<i8"),
@@ -74,7 +72,7 @@ PORT: Final = record(
     Field("ready", QUEUE),  # tokens of what has something to send
     Field("events", QUEUE),  # control slots for the session to look at
     Field("control_pool", POOL),
-    size=448,
+    size=432,
 )
 queue_at = opener(QUEUE)
 tx_at = opener(TX)
@@ -210,17 +208,19 @@ def token_address(token: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ControlPdu:
-    """A PDU for the session, not for the compiled code."""
+    """A PDU for the session, not for the compiled code. `raw` is the header as it came."""
 
     header: Header
     data: bytes
+    raw: bytes = b""
 
 
 def read_control(slot: int) -> ControlPdu:
     """The PDU in a control slot, copied."""
     header = window(slot, BHS_LENGTH, "u1").tobytes()
     length = load_64(slot + CONTROL_DATA_LENGTH)
-    return ControlPdu(decode(header), window(slot + CONTROL_DATA, length, "u1").tobytes())
+    data = window(slot + CONTROL_DATA, length, "u1").tobytes()
+    return ControlPdu(decode(header), data, header)
 
 
 # --- the block of memory ---------------------------------------------------------------------

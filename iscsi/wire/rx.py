@@ -28,6 +28,9 @@ MORE: Final = 0
 HEADER_COMPLETE: Final = 1
 PDU_COMPLETE: Final = 2
 
+# Half of a first-level cache, and twice the stride of the three-way CRC.
+DIGEST_PIECE: Final = 12288
+
 HEADER_DIGEST: Final = int(Violation.HEADER_DIGEST)
 DATA_DIGEST: Final = int(Violation.DATA_DIGEST)
 DATA_SEGMENT_TOO_LONG: Final = int(Violation.DATA_SEGMENT_TOO_LONG)
@@ -40,8 +43,6 @@ def want(conn: int, phase: int, address: int, length: int) -> None:
     port["rx_phase"] = phase
     port["want_address"] = address
     port["want_length"] = length
-    port["rx_chunk"] = address
-    port["rx_chunk_length"] = length
 
 
 @nopython
@@ -49,11 +50,27 @@ def take(conn: int, address: int, length: int) -> int:
     """Put up to `length` bytes lying at `address` where they are wanted; return how many."""
     port = port_at(conn)[0]
     size = min(length, port["want_length"])
-    if address != port["want_address"]:
+    if port["data_digest"] and (port["rx_phase"] == PHASE_DATA or port["rx_phase"] == PHASE_SINK):
+        _take_with_digest(conn, address, size)
+    elif address != port["want_address"]:
         copy_bytes(port["want_address"], address, size)
     port["want_address"] += size
     port["want_length"] -= size
     return int(size)
+
+
+@nopython
+def _take_with_digest(conn: int, address: int, length: int) -> None:
+    """Compute the digest of each piece just before it is copied, so that the cache has it once."""
+    port = port_at(conn)[0]
+    target = port["want_address"]
+    at = 0
+    while at < length:
+        size = min(length - at, DIGEST_PIECE)
+        port["rx_crc"] = update(port["rx_crc"], address + at, size)
+        if address != target:
+            copy_bytes(target + at, address + at, size)
+        at += size
 
 
 @nopython
@@ -78,8 +95,6 @@ def step(conn: int) -> int:
         return _header_complete(conn)
     if phase == PHASE_TRAILER:
         return _check_data_digest(conn)
-    if port["data_digest"]:
-        port["rx_crc"] = update(port["rx_crc"], port["rx_chunk"], port["rx_chunk_length"])
     return _next_piece(conn)
 
 
@@ -112,6 +127,19 @@ def place(conn: int, address: int, length: int) -> None:
     port = port_at(conn)[0]
     port["rx_address"] = address
     port["rx_place"] = min(length, port["rx_data_length"])
+
+
+@nopython
+def forget_place(conn: int) -> None:
+    """Have the sink get what is still to come of this PDU's data; what came stays where it is.
+
+    Only for bytes that are copied to where they are wanted, not received there.
+    """
+    port = port_at(conn)[0]
+    if port["rx_phase"] != PHASE_DATA:
+        return
+    port["rx_left"] += port["want_length"]
+    _next_piece(conn)
 
 
 @nopython

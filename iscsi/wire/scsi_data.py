@@ -27,8 +27,11 @@ class VpdPage(IntEnum):
     SUPPORTED_PAGES = 0x00
     UNIT_SERIAL_NUMBER = 0x80
     DEVICE_IDENTIFICATION = 0x83
+    EXTENDED_INQUIRY = 0x86
+    MODE_PAGE_POLICY = 0x87
     BLOCK_LIMITS = 0xB0
     BLOCK_DEVICE_CHARACTERISTICS = 0xB1
+    LOGICAL_BLOCK_PROVISIONING = 0xB2
 
 
 class ModePage(IntEnum):
@@ -36,6 +39,7 @@ class ModePage(IntEnum):
 
     CACHING = 0x08
     CONTROL = 0x0A
+    INFORMATIONAL_EXCEPTIONS = 0x1C
     ALL = 0x3F
 
 
@@ -50,6 +54,8 @@ class InquiryData:
     vendor: str = ""
     product: str = ""
     revision: str = ""
+    target_port_groups: int = 0  # TPGS: 1 is implicit
+    third_party_copy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,19 @@ class BlockLimits:
     max_transfer_length: int = 0
     optimal_transfer_length: int = 0
     optimal_granularity: int = 0
+    max_compare_and_write_length: int = 0
+    max_prefetch_length: int = 0
+    max_unmap_length: int = 0
+    max_unmap_descriptors: int = 0
+    unmap_granularity: int = 0
+    unmap_alignment: int | None = None
+    max_write_same_length: int = 0
+    max_atomic_length: int = 0
+    atomic_alignment: int = 0
+    atomic_granularity: int = 0
+    max_atomic_length_with_boundary: int = 0
+    max_atomic_boundary: int = 0
+    write_same_non_zero: bool = False
 
 
 def _need(data: bytes, length: int, what: str) -> None:
@@ -102,6 +121,7 @@ def build_inquiry(inquiry: InquiryData) -> bytes:
     data[2] = inquiry.version
     data[3] = 0x12  # HISUP, response data format 2
     data[4] = STANDARD_INQUIRY_LENGTH - 5
+    data[5] = inquiry.target_port_groups << 4 | 0x08 * inquiry.third_party_copy
     data[7] = 0x02  # CMDQUE
     data[8:16] = _ascii(inquiry.vendor, 8)
     data[16:32] = _ascii(inquiry.product, 16)
@@ -161,32 +181,69 @@ def parse_designators(body: bytes) -> list[Designator]:
     return found
 
 
+# Offset in the body and length of each number of page B0; the unmap alignment has a bit of its own.
+_BLOCK_LIMITS: Final = {
+    "max_compare_and_write_length": (1, 1),
+    "optimal_granularity": (2, 2),
+    "max_transfer_length": (4, 4),
+    "optimal_transfer_length": (8, 4),
+    "max_prefetch_length": (12, 4),
+    "max_unmap_length": (16, 4),
+    "max_unmap_descriptors": (20, 4),
+    "unmap_granularity": (24, 4),
+    "max_write_same_length": (32, 8),
+    "max_atomic_length": (40, 4),
+    "atomic_alignment": (44, 4),
+    "atomic_granularity": (48, 4),
+    "max_atomic_length_with_boundary": (52, 4),
+    "max_atomic_boundary": (56, 4),
+}
+_UNMAP_ALIGNMENT: Final = 28
+_UNMAP_ALIGNMENT_VALID: Final = 1 << 31
+
+
 def build_block_limits(limits: BlockLimits) -> bytes:
     """Body of VPD page B0: 60 bytes."""
     body = bytearray(0x3C)
-    body[2:4] = limits.optimal_granularity.to_bytes(2, "big")
-    body[4:8] = limits.max_transfer_length.to_bytes(4, "big")
-    body[8:12] = limits.optimal_transfer_length.to_bytes(4, "big")
+    body[0] = limits.write_same_non_zero
+    for name, (offset, length) in _BLOCK_LIMITS.items():
+        body[offset : offset + length] = getattr(limits, name).to_bytes(length, "big")
+    if limits.unmap_alignment is not None:
+        word = _UNMAP_ALIGNMENT_VALID | limits.unmap_alignment
+        body[_UNMAP_ALIGNMENT : _UNMAP_ALIGNMENT + 4] = word.to_bytes(4, "big")
     return bytes(body)
 
 
 def parse_block_limits(body: bytes) -> BlockLimits:
     """Read page B0; fields a short page lacks are zero."""
-    full = body.ljust(12, b"\0")
-    granularity, longest, optimal = (
-        int.from_bytes(full[start:end], "big") for start, end in ((2, 4), (4, 8), (8, 12))
-    )
-    return BlockLimits(longest, optimal, granularity)
+    full = body.ljust(0x3C, b"\0")
+    numbers = {
+        name: int.from_bytes(full[offset : offset + length], "big")
+        for name, (offset, length) in _BLOCK_LIMITS.items()
+    }
+    word = int.from_bytes(full[_UNMAP_ALIGNMENT : _UNMAP_ALIGNMENT + 4], "big")
+    alignment = word & ~_UNMAP_ALIGNMENT_VALID if word & _UNMAP_ALIGNMENT_VALID else None
+    return BlockLimits(unmap_alignment=alignment, write_same_non_zero=bool(full[0] & 1), **numbers)
 
 
-def build_block_characteristics(rotation_rate: int = 1) -> bytes:
-    """Body of VPD page B1 (SBC-3 §6.6.3); rotation rate 1 means no spindle."""
-    return rotation_rate.to_bytes(2, "big").ljust(0x3C, b"\0")
+def build_block_characteristics(rotation_rate: int = 1, *, erases: bool = False) -> bytes:
+    """Body of VPD page B1 (SBC-3 §6.6.3); rotation rate 1 means no spindle. `erases`: SANITIZE can
+    erase blocks and keys, and reads are good afterwards (WABEREQ and WACEREQ 01b).
+    """
+    body = rotation_rate.to_bytes(2, "big") + bytes(1) + bytes((0x50 * erases,))
+    return body.ljust(0x3C, b"\0")
 
 
 def parse_rotation_rate(body: bytes) -> int:
     """Medium rotation rate of page B1; 0 if it is not reported."""
     return int.from_bytes(body[:2], "big")
+
+
+def build_provisioning(*, thin: bool, threshold_exponent: int = 0) -> bytes:
+    """Body of VPD page B2 (SBC-3 §6.6.4): thin units unmap by UNMAP and both WRITE SAMEs, and what
+    is unmapped reads as zeros.
+    """
+    return bytes((threshold_exponent, 0xE4, 0x02, 0)) if thin else bytes(4)
 
 
 def build_capacity_10(capacity: Capacity) -> bytes:

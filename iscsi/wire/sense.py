@@ -13,6 +13,8 @@ SENSE_DESCRIPTOR_DEFERRED: Final = 0x73
 FIXED_SENSE_LENGTH: Final = 18
 _INFORMATION_DESCRIPTOR: Final = 0x00
 _INFORMATION_DESCRIPTOR_LENGTH: Final = 12
+_SPECIFIC_DESCRIPTOR: Final = 0x02
+_SPECIFIC_VALID: Final = 0x80
 
 
 class ScsiStatus(IntEnum):
@@ -52,10 +54,16 @@ class Asc(IntEnum):
     """Additional sense codes in use here: ASC in the high byte, ASCQ in the low one."""
 
     NO_ADDITIONAL_SENSE = 0x0000
+    OPERATION_IN_PROGRESS = 0x0016
     NOT_READY_CAUSE_NOT_REPORTABLE = 0x0400
     BECOMING_READY = 0x0401
     INITIALIZING_COMMAND_REQUIRED = 0x0402
+    MANUAL_INTERVENTION_REQUIRED = 0x0403
+    STANDBY = 0x040B
+    SANITIZE_IN_PROGRESS = 0x041B
     WRITE_ERROR = 0x0C00
+    UNREACHABLE_COPY_TARGET = 0x0804
+    COPY_TARGET_DEVICE_NOT_REACHABLE = 0x0D02
     UNRECOVERED_READ_ERROR = 0x1100
     PARAMETER_LIST_LENGTH_ERROR = 0x1A00
     MISCOMPARE_DURING_VERIFY = 0x1D00
@@ -64,7 +72,14 @@ class Asc(IntEnum):
     INVALID_FIELD_IN_CDB = 0x2400
     LUN_NOT_SUPPORTED = 0x2500
     INVALID_FIELD_IN_PARAMETER_LIST = 0x2600
+    TOO_MANY_TARGET_DESCRIPTORS = 0x2606
+    UNSUPPORTED_TARGET_DESCRIPTOR = 0x2607
+    TOO_MANY_SEGMENT_DESCRIPTORS = 0x2608
+    UNSUPPORTED_SEGMENT_DESCRIPTOR = 0x2609
+    INVALID_RELEASE_OF_RESERVATION = 0x2604
     WRITE_PROTECTED = 0x2700
+    SOFTWARE_WRITE_PROTECTED = 0x2702
+    SPACE_ALLOCATION_FAILED = 0x2707
     NOT_READY_TO_READY_CHANGE = 0x2800
     POWER_ON_RESET = 0x2900
     POWER_ON_OCCURRED = 0x2901
@@ -76,10 +91,16 @@ class Asc(IntEnum):
     RESERVATIONS_RELEASED = 0x2A04
     REGISTRATIONS_PREEMPTED = 0x2A05
     CAPACITY_DATA_CHANGED = 0x2A09
+    COMMAND_SEQUENCE_ERROR = 0x2C00
+    SANITIZE_FAILED = 0x3103
+    SAVING_NOT_SUPPORTED = 0x3900
     MEDIUM_NOT_PRESENT = 0x3A00
+    MEDIUM_NOT_PRESENT_LOADABLE = 0x3A03
     INQUIRY_DATA_CHANGED = 0x3F03
     REPORTED_LUNS_CHANGED = 0x3F0E
     INTERNAL_TARGET_FAILURE = 0x4400
+    INSUFFICIENT_REGISTRATION_RESOURCES = 0x5504
+    INSUFFICIENT_RESOURCES = 0x5503
     UNEXPECTED_UNSOLICITED_DATA = 0x0C0C
     INCORRECT_AMOUNT_OF_DATA = 0x0C0D
     PROTOCOL_SERVICE_CRC_ERROR = 0x4705
@@ -94,13 +115,16 @@ _ASC_NAMES: Final = {int(code): code.name for code in Asc}
 
 @dataclass(frozen=True, slots=True)
 class Sense:
-    """One decoded sense buffer. `information` is the LBA or count the device names, if any."""
+    """One sense. `information` is the LBA or count the device names, if any; `specific` its three
+    bytes of sense key specific data (SPC-4 §4.5.2.4), SKSV included.
+    """
 
     key: int
     asc: int = 0
     ascq: int = 0
     information: int | None = None
     deferred: bool = False
+    specific: bytes | None = None
 
     @property
     def code(self) -> int:
@@ -115,9 +139,14 @@ class Sense:
 
 
 def encode_sense(
-    key: int, code: int = 0, *, information: int | None = None, descriptor: bool = False
+    key: int,
+    code: int = 0,
+    *,
+    information: int | None = None,
+    specific: bytes | None = None,
+    descriptor: bool = False,
 ) -> bytes:
-    """Current sense in fixed format (18 bytes), or descriptor format (8 or 20 bytes).
+    """Current sense in fixed format (18 bytes), or descriptor format (8 bytes and descriptors).
 
     `code` is ASC << 8 | ASCQ. An information value above 32 bits only fits descriptor format.
     """
@@ -126,6 +155,8 @@ def encode_sense(
         tail = b""
         if information is not None:
             tail = bytes((_INFORMATION_DESCRIPTOR, 10, 0x80, 0)) + information.to_bytes(8, "big")
+        if specific is not None:
+            tail += bytes((_SPECIFIC_DESCRIPTOR, 6, 0, 0)) + specific + b"\0"
         return bytes((SENSE_DESCRIPTOR, key, asc, ascq, 0, 0, 0, len(tail))) + tail
     sense = bytearray(FIXED_SENSE_LENGTH)
     sense[0] = SENSE_FIXED
@@ -135,7 +166,20 @@ def encode_sense(
     if information is not None and information < 1 << 32:
         sense[0] |= 0x80  # VALID
         sense[3:7] = information.to_bytes(4, "big")
+    if specific is not None:
+        sense[15:18] = specific
     return bytes(sense)
+
+
+def progress(done: float) -> bytes:
+    """Sense key specific data that says how far an operation is: 0 to 1 (SPC-4 §4.5.2.4.4)."""
+    return bytes((_SPECIFIC_VALID,)) + min(0xFFFF, max(0, int(done * 0x10000))).to_bytes(2, "big")
+
+
+def field_pointer(offset: int, *, in_data: bool = False, bit: int | None = None) -> bytes:
+    """Sense key specific data that names a wrong field of the CDB or of the parameter list."""
+    head = _SPECIFIC_VALID | (0 if in_data else 0x40) | (0 if bit is None else 0x08 | bit)
+    return bytes((head,)) + offset.to_bytes(2, "big")
 
 
 def decode_sense(raw: bytes | bytearray | memoryview) -> Sense | None:
@@ -146,24 +190,30 @@ def decode_sense(raw: bytes | bytearray | memoryview) -> Sense | None:
         full = data.ljust(FIXED_SENSE_LENGTH, b"\0")
         information = int.from_bytes(full[3:7], "big") if full[0] & 0x80 else None
         deferred = response_code == SENSE_FIXED_DEFERRED
-        return Sense(full[2] & 0x0F, full[12], full[13], information, deferred)
+        specific = full[15:18] if full[15] & _SPECIFIC_VALID else None
+        return Sense(full[2] & 0x0F, full[12], full[13], information, deferred, specific)
     if response_code in (SENSE_DESCRIPTOR, SENSE_DESCRIPTOR_DEFERRED) and len(data) >= 2:
         full = data.ljust(8, b"\0")
         deferred = response_code == SENSE_DESCRIPTOR_DEFERRED
-        return Sense(full[1] & 0x0F, full[2], full[3], _descriptor_information(full), deferred)
+        return Sense(full[1] & 0x0F, full[2], full[3], *_descriptors(full, deferred))
     return None
 
 
-def _descriptor_information(sense: bytes) -> int | None:
-    """The first valid information descriptor within the additional sense length."""
+def _descriptors(sense: bytes, deferred: bool) -> tuple[int | None, bool, bytes | None]:
+    """The first valid information and key specific descriptors within the additional length."""
+    information: int | None = None
+    specific: bytes | None = None
     at, end = 8, min(len(sense), 8 + sense[7])
     while at + 2 <= end:
-        length = 2 + sense[at + 1]
-        is_information = sense[at] == _INFORMATION_DESCRIPTOR
-        if is_information and at + _INFORMATION_DESCRIPTOR_LENGTH <= end and sense[at + 2] & 0x80:
-            return int.from_bytes(sense[at + 4 : at + 12], "big")
+        kind, length = sense[at], 2 + sense[at + 1]
+        body = sense[at : min(at + length, end)]
+        if kind == _INFORMATION_DESCRIPTOR and len(body) >= _INFORMATION_DESCRIPTOR_LENGTH:
+            if body[2] & 0x80 and information is None:
+                information = int.from_bytes(body[4:12], "big")
+        elif kind == _SPECIFIC_DESCRIPTOR and len(body) >= 7 and body[4] & _SPECIFIC_VALID:
+            specific = specific or body[4:7]
         at += length
-    return None
+    return information, deferred, specific
 
 
 def split_sense(segment: bytes | bytearray | memoryview) -> bytes:

@@ -20,6 +20,8 @@ from shm.view import address_of, window
 
 _DEFAULT_LIMITS: Final = TargetLimits()
 _ALL: Final = -1
+_NOTHING: Final = np.zeros(1, np.uint8)
+_COPIED_MAX: Final = 1 << 16  # a longer command's data is looked at where it lies
 
 
 @entry("int64(intp, intp, int64)")
@@ -52,12 +54,19 @@ def cold_next(conn: int) -> int:
     return target_command.cold_next(conn)
 
 
-@entry("int64(intp, int64, int64, intp, int64, intp, int64)")
+@entry("int64(intp, int64, int64, intp, int64, intp, int64, int64)")
 def respond(
-    conn: int, task_id: int, status: int, data: int, length: int, sense: int, sense_length: int
+    conn: int,
+    task_id: int,
+    status: int,
+    data: int,
+    length: int,
+    sense: int,
+    sense_length: int,
+    moved: int,
 ) -> int:
     """Door to `target_command.respond`."""
-    return target_command.respond(conn, task_id, status, data, length, sense, sense_length)
+    return target_command.respond(conn, task_id, status, data, length, sense, sense_length, moved)
 
 
 @entry("int64(intp, intp, intp, int64)")
@@ -84,10 +93,40 @@ def abort_task(conn: int, itt: int) -> int:
     return target_task.abort_task(conn, itt)
 
 
+@entry("int64(intp, int64, int64)")
+def abort_before(conn: int, lun_number: int, cmd_sn: int) -> int:
+    """Door to `target_task.abort_before`."""
+    return target_task.abort_before(conn, lun_number, cmd_sn)
+
+
 @entry("int64(intp, int64)")
-def abort_lun(conn: int, lun_number: int) -> int:
-    """Door to `target_task.abort_lun`."""
-    return target_task.abort_lun(conn, lun_number)
+def aborted_work(conn: int, lun_number: int) -> int:
+    """Door to `target_task.aborted_work`."""
+    return target_task.aborted_work(conn, lun_number)
+
+
+@entry("boolean(intp, int64, int64)")
+def count_as_received(conn: int, cmd_sn: int, before: int) -> bool:
+    """Door to `target_rx.count_as_received`."""
+    return target_rx.count_as_received(conn, cmd_sn, before)
+
+
+@entry("void(intp, int64)")
+def pin(conn: int, task_id: int) -> None:
+    """Door to `target_command.pin`, by the task's id."""
+    target_command.pin(conn, target_task.address_of(conn, task_id))
+
+
+@entry("boolean(intp, int64)")
+def unpin(conn: int, task_id: int) -> bool:
+    """Door to `target_command.unpin`, by the task's id."""
+    return target_command.unpin(conn, target_task.address_of(conn, task_id))
+
+
+@entry("void(intp)")
+def drop_buffers(conn: int) -> None:
+    """Door to `target_task.drop_buffers`."""
+    target_task.drop_buffers(conn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +134,8 @@ class ColdCommand:
     """A SCSI command for the cold code. `lun` is None for a LUN field that names no unit.
 
     `data` is what was written with it, or empty if that was more than the connection keeps:
-    then `expected_length` is larger, and the command must be refused.
+    then `expected_length` is larger, and the command must be refused. A long one is a view of its
+    buffer, valid until `respond`, or `unpin` if it was pinned.
     """
 
     task_id: int
@@ -104,13 +144,14 @@ class ColdCommand:
     cdb: bytes
     flags: int
     expected_length: int
-    data: bytes
+    data: bytes | memoryview
 
 
 class TargetConnection:
     """One connection. `address` is zeroed memory of `size(...)` bytes, which the caller keeps.
 
-    `luns` is the address of a table of `lun_count` LUN records (`iscsi.wire.lun`).
+    `luns` is the address of a table of `lun_count` LUN records (`iscsi.wire.lun`), `buffers` of
+    BUFFERS shared with others, of which it holds up to `buffer_quota` bytes.
     """
 
     def __init__(
@@ -120,6 +161,9 @@ class TargetConnection:
         luns: int,
         lun_count: int,
         limits: TargetLimits = _DEFAULT_LIMITS,
+        *,
+        buffers: int = 0,
+        buffer_quota: int = 0,
     ) -> None:
         self.address = address
         build_target(
@@ -131,6 +175,8 @@ class TargetConnection:
             lun_count=lun_count,
             cmd_sn=login.cmd_sn,
             stat_sn=login.stat_sn,
+            buffers=buffers,
+            buffer_quota=buffer_quota,
         )
 
     @staticmethod
@@ -161,15 +207,30 @@ class TargetConnection:
         while address := cold_next(self.address):
             yield _cold_command(address)
 
-    def respond(self, task_id: int, status: int = 0, data: bytes = b"", sense: bytes = b"") -> bool:
+    def respond(
+        self,
+        task_id: int,
+        status: int = 0,
+        data: bytes | memoryview = b"",
+        sense: bytes = b"",
+        *,
+        moved: int | None = None,
+    ) -> bool:
         """Answer a cold command (`target_command.respond`); False if it was aborted meanwhile.
 
         Raises LocalProtocolError for data that does not fit, or data and sense at once.
         """
-        array = np.frombuffer(data + sense + b"\0", np.uint8)
-        start = address_of(array)
+        array = np.frombuffer(data, np.uint8) if len(data) else _NOTHING
+        explained = np.frombuffer(sense + b"\0", np.uint8)
         result = respond(
-            self.address, task_id, status, start, len(data), start + len(data), len(sense)
+            self.address,
+            task_id,
+            status,
+            address_of(array),
+            len(data),
+            address_of(explained),
+            len(sense),
+            -1 if moved is None else moved,
         )
         if result < 0 and result != -errno.ENOENT:
             raise LocalProtocolError(f"the response was refused: {errno.errorcode[-result]}")
@@ -190,13 +251,53 @@ class TargetConnection:
             raise LocalProtocolError(f"the PDU was refused: {errno.errorcode[-result]}")
         return result == 0
 
+    def pin(self, command: ColdCommand) -> None:
+        """Keep a command's data where it is until `unpin`, even if the command is aborted."""
+        pin(self.address, command.task_id)
+
+    def unpin(self, command: ColdCommand) -> bool:
+        """Let go of it. False if the command was aborted meanwhile."""
+        return unpin(self.address, command.task_id)
+
+    @property
+    def jobs(self) -> int:
+        """Commands that somebody else is working on, aborted ones included."""
+        return int(target_task.target_at(self.address)[0]["jobs"])
+
+    def drop_buffers(self) -> None:
+        """Give every shared buffer back; the connection is over, and nobody works on its tasks."""
+        drop_buffers(self.address)
+
     def abort_task(self, itt: int) -> bool:
         """End one task without a response; False if there is none with this tag."""
         return abort_task(self.address, itt) == 0
 
-    def abort_lun(self, lun: int | None = None) -> int:
-        """End this connection's tasks for one LUN, or all of them; how many there were."""
-        return abort_lun(self.address, _ALL if lun is None else lun)
+    def abort_lun(self, lun: int | None = None, *, before: int | None = None) -> int:
+        """End this connection's tasks for one LUN, or all of them; how many there were.
+
+        `before`: only those that came before the request with this CmdSN.
+        """
+        number, limit = _ALL if lun is None else lun, _ALL if before is None else before
+        return abort_before(self.address, number, limit)
+
+    def aborted_work(self, lun: int | None = None) -> int:
+        """How many aborted tasks of one LUN, or of all, somebody still works on."""
+        return aborted_work(self.address, _ALL if lun is None else lun)
+
+    def count_as_received(self, cmd_sn: int, before: int) -> bool:
+        """`target_rx.count_as_received`."""
+        return count_as_received(self.address, cmd_sn, before)
+
+
+def _written(address: int, length: int) -> bytes | memoryview:
+    data = window(address, length, np.uint8)
+    return data.tobytes() if length <= _COPIED_MAX else data.data.toreadonly()
+
+
+def _cdb(address: int) -> bytes:
+    task = task_at(address)[0]
+    more = window(int(task["cdb_more"]), int(task["cdb_length"]) - CDB_LENGTH, np.uint8)
+    return window(address + CDB, CDB_LENGTH, np.uint8).tobytes() + more.tobytes()
 
 
 def _cold_command(address: int) -> ColdCommand:
@@ -206,8 +307,8 @@ def _cold_command(address: int) -> ColdCommand:
         task_id=int(task["id"]),
         itt=int(task["itt"]),
         lun=number if number >= 0 else None,
-        cdb=window(address + CDB, CDB_LENGTH, np.uint8).tobytes(),
+        cdb=_cdb(address),
         flags=int(task["flags"]),
         expected_length=int(task["expected_length"]),
-        data=window(int(task["cold_address"]), int(task["transfer"]), np.uint8).tobytes(),
+        data=_written(int(task["data_address"]), int(task["transfer"])),
     )

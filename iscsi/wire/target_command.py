@@ -1,6 +1,8 @@
 """The life of a SCSI command at the target, from its header to the point where its answer is ready
-to be sent. READ and WRITE of a memory-backed LUN never leave compiled code; everything else waits
-for the cold code, its data in a bounded area of the task.
+to be sent. READ and WRITE of a memory-backed LUN never leave compiled code, those of a file wait
+for whoever does input and output, everything else for the cold code. Data that does not lie in a
+LUN's memory is in a bounded area of the task or in a shared buffer; where none is free, the command
+ends with TASK SET FULL (SAM-5 §5.3.1).
 """
 
 import errno
@@ -8,6 +10,7 @@ from typing import Final
 
 from iscsi.wire import bhs
 from iscsi.wire import lun as units
+from iscsi.wire.buffers import largest
 from iscsi.wire.port import (
     CONTROL_CREDIT,
     EVENTS,
@@ -21,15 +24,22 @@ from iscsi.wire.port import (
     push,
     token_of,
 )
-from iscsi.wire.sense import ScsiStatus
+from iscsi.wire.sense import Asc, ScsiStatus, SenseKey
 from iscsi.wire.target_task import (
     CDB,
     COLD,
     STATE_COLD,
     STATE_DATA_IN,
     STATE_DATA_OUT,
+    STATE_HELD,
     STATE_RESPOND,
+    STATE_STORAGE,
+    STORAGE,
     TASK_SIZE,
+    drop_buffer,
+    drop_orphan,
+    free_if_sent,
+    hold_buffer,
     make_ready,
     new_task,
     open_window,
@@ -43,10 +53,17 @@ from shm.memory import copy_bytes, load_8, load_32_be, load_64, load_64_be, stor
 
 GOOD: Final = int(ScsiStatus.GOOD)
 CHECK_CONDITION: Final = int(ScsiStatus.CHECK_CONDITION)
+TASK_SET_FULL: Final = int(ScsiStatus.TASK_SET_FULL)
 EAGAIN: Final = errno.EAGAIN
 EINVAL: Final = errno.EINVAL
 ENOENT: Final = errno.ENOENT
 EMSGSIZE: Final = errno.EMSGSIZE
+ENOSPC: Final = errno.ENOSPC
+
+# What a file's -errno becomes (SBC-3 §4.13 and §4.7.3.7).
+READ_FAILED: Final = SenseKey.MEDIUM_ERROR << 16 | Asc.UNRECOVERED_READ_ERROR
+WRITE_FAILED: Final = SenseKey.MEDIUM_ERROR << 16 | Asc.WRITE_ERROR
+NO_SPACE: Final = SenseKey.DATA_PROTECT << 16 | Asc.SPACE_ALLOCATION_FAILED
 
 
 @nopython
@@ -56,6 +73,7 @@ def begin_command(conn: int, header: int, itt: int) -> int:
     Says what data the command really moves: SPC's length against the expected data transfer length
     (RFC 7143 §11.4.5), and nothing in a direction the PDU did not announce.
     """
+    drop_orphan(conn)  # this is another PDU
     address = new_task(conn, itt)
     if address == 0:
         return 0
@@ -63,35 +81,57 @@ def begin_command(conn: int, header: int, itt: int) -> int:
     flags = load_8(header + bhs.OFFSET_FLAGS)
     task["flags"] = flags
     task["is_immediate"] = 1 if load_8(header) & bhs.IMMEDIATE else 0
+    task["cmd_sn"] = load_32_be(header + bhs.OFFSET_CMD_SN)
     task["lun"] = load_64_be(header + bhs.OFFSET_LUN)
     task["lun_number"] = units.lun_number(task["lun"])
     task["expected_length"] = load_32_be(header + bhs.OFFSET_EXPECTED_DATA_TRANSFER_LENGTH)
     task["cdb0"] = load_64(header + bhs.OFFSET_CDB)
     task["cdb1"] = load_64(header + bhs.OFFSET_CDB + 8)
     task["unsolicited"] = 0 if flags & bhs.FLAG_FINAL else 1
-    task["state"] = STATE_DATA_OUT
+    if target_at(conn)[0]["rx_held"]:
+        task["state"] = STATE_HELD
+        task["refetch"] = 1
+    else:
+        _plan(conn, address)
+    return address
+
+
+@nopython
+def _plan(conn: int, address: int) -> None:
+    """Its turn has come: say what it moves, and from or to where."""
+    task_at(address)[0]["state"] = STATE_DATA_OUT
     unit = _hot_unit(conn, address)
     if unit:
-        _plan_block_io(address, unit)
+        _plan_block_io(conn, address, unit)
     else:
         _plan_cold(conn, address)
-    return address
+
+
+@nopython
+def resume_command(conn: int, address: int) -> None:
+    """Go on with a command that was held; what was written with it is asked for now."""
+    _plan(conn, address)
+    _advance(conn, address)
 
 
 @nopython
 def _hot_unit(conn: int, address: int) -> int:
     """Address of the LUN if compiled code may serve this command now, else 0."""
     mine, task = target_at(conn)[0], task_at(address)[0]
-    if units.direction_of(address + CDB) == units.NOT_BLOCK_IO:
+    direction = units.direction_of(address + CDB)
+    if direction == units.NOT_BLOCK_IO:
         return 0
     unit = units.unit_of(mine["luns"], mine["lun_count"], task["lun_number"])
-    if unit and load_acquire(mine["nexus"] + 8 * task["lun_number"]) != 0:
+    if unit == 0:
         return 0
-    return unit
+    gate = load_acquire(mine["nexus"] + 8 * task["lun_number"])
+    if gate == units.GATE_OPEN or (gate == units.GATE_READS_ONLY and direction == units.READ):
+        return unit
+    return 0
 
 
 @nopython
-def _plan_block_io(address: int, unit: int) -> None:
+def _plan_block_io(conn: int, address: int, unit: int) -> None:
     task, lun = task_at(address)[0], units.lun_at(unit)[0]
     refusal = units.judge(unit, address + CDB)
     if refusal:
@@ -106,7 +146,49 @@ def _plan_block_io(address: int, unit: int) -> None:
         task["direction"] = direction
         task["transfer"] = min(length, task["expected_length"])
         start = units.first_block(address + CDB) * lun["block_size"]
+        task["unit"] = unit
+        units.count(unit, direction, task["transfer"])
+        if lun["storage"]:
+            _plan_storage(conn, address, lun["storage"], start)
+            return
         task["data_address"] = lun["memory"] + start
+        if direction == units.WRITE:
+            units.mark_written(unit, address + CDB)
+
+
+@nopython
+def _plan_storage(conn: int, address: int, storage: int, start: int) -> None:
+    """Data of a file goes through a buffer: a write's is needed now, a read's when it is read."""
+    task = task_at(address)[0]
+    if task["transfer"] > largest(target_at(conn)[0]["buffers"]):
+        task["status"] = CHECK_CONDITION  # more than the maximum transfer length (SBC-3 §6.6.4)
+        task["sense"] = units.INVALID_FIELD_IN_CDB
+        _move_nothing(address)
+        return
+    if task["transfer"] == 0:
+        return
+    task["medium"] = storage
+    task["medium_offset"] = start
+    if task["direction"] == units.WRITE and not hold_buffer(conn, address, task["transfer"]):
+        end_busy(address)
+
+
+@nopython
+def _move_nothing(address: int) -> None:
+    task = task_at(address)[0]
+    task["direction"] = 0
+    task["transfer"] = 0
+    task["medium"] = 0
+    set_residual(address, 0)
+
+
+@nopython
+def end_busy(address: int) -> None:
+    """There is no buffer for this command now: have it answered with TASK SET FULL."""
+    task = task_at(address)[0]
+    task["status"] = TASK_SET_FULL
+    task["is_cold"] = 0
+    _move_nothing(address)
 
 
 @nopython
@@ -124,21 +206,30 @@ def set_residual(address: int, length: int) -> None:
 
 @nopython
 def _plan_cold(conn: int, address: int) -> None:
-    """Collect a cold command's data if its area holds it; the cold code sees `received`."""
-    task = task_at(address)[0]
+    """Collect a cold command's data, in its area or in a buffer, unless it is more than any holds:
+    then the cold code sees that there is none.
+    """
+    mine, task = target_at(conn)[0], task_at(address)[0]
     task["is_cold"] = 1
     task["data_address"] = task["cold_address"]
-    is_write = task["flags"] & bhs.FLAG_WRITE != 0
-    if is_write and task["expected_length"] <= target_at(conn)[0]["cold_length"]:
-        task["direction"] = bhs.FLAG_WRITE
-        task["transfer"] = task["expected_length"]
+    length = task["expected_length"]
+    if task["flags"] & bhs.FLAG_WRITE == 0:
+        return
+    if length > mine["cold_length"]:
+        if length > largest(mine["buffers"]):
+            return
+        if not hold_buffer(conn, address, length):
+            end_busy(address)
+            return
+    task["direction"] = bhs.FLAG_WRITE
+    task["transfer"] = length
 
 
 @nopython
 def command_data(address: int) -> int:
     """How many more bytes of written data are wanted; the rest of what comes is thrown away."""
     task = task_at(address)[0]
-    if task["direction"] != bhs.FLAG_WRITE:
+    if task["direction"] != bhs.FLAG_WRITE or task["refetch"] or task["spoiled"]:
         return 0
     return int(max(0, task["transfer"] - task["received"]))
 
@@ -148,7 +239,8 @@ def command_here(conn: int, address: int) -> None:
     """A command and its immediate data are complete."""
     task = task_at(address)[0]
     task["received"] = port_at(conn)[0]["rx_data_length"]
-    _advance(conn, address)
+    if task["state"] != STATE_HELD:
+        _advance(conn, address)
 
 
 @nopython
@@ -163,9 +255,12 @@ def data_out_here(conn: int, address: int, is_final: bool, is_unsolicited: bool)
     if is_unsolicited:
         task["unsolicited"] = 0
     else:
+        if task["spoiled"]:
+            task["received"] = task["burst_end"]
         task["r2t_done"] += 1
         task["burst_end"] = min(task["burst_end"] + mine["max_burst_length"], task["transfer"])
-    _advance(conn, address)
+    if task["state"] != STATE_HELD:
+        _advance(conn, address)
 
 
 @nopython
@@ -174,6 +269,12 @@ def _advance(conn: int, address: int) -> None:
     task = task_at(address)[0]
     if task["unsolicited"]:
         return
+    if task["spoiled"]:
+        end_spoiled(conn, address)
+        return
+    if task["refetch"]:
+        task["refetch"] = 0
+        task["received"] = 0
     if command_data(address):
         if task["r2t_sn"] == 0:
             task["r2t_offset"] = task["received"]
@@ -188,9 +289,108 @@ def _advance(conn: int, address: int) -> None:
             task["cold_queued"] = 1
             push(conn + COLD, address)
         return
+    if task["medium"]:
+        task["state"] = STATE_STORAGE
+        wait_for_storage(conn, address)
+        return
+    if task["direction"] == units.WRITE and task["unit"]:
+        units.mark_written(task["unit"], address + CDB)  # An UNMAP may have come in between.
     is_read = task["direction"] == bhs.FLAG_READ and task["transfer"] > 0
     task["state"] = STATE_DATA_IN if is_read else STATE_RESPOND
     make_ready(conn, address)
+
+
+@nopython
+def spoil(conn: int, address: int, sense: int) -> None:
+    """Have a command end with this sense (key << 16 | code) because of how its data came.
+
+    Its data is thrown away from here on. The response waits for the end of the bursts under way
+    (RFC 7143 §7.8); no more is asked for.
+    """
+    task = task_at(address)[0]
+    if task["spoiled"] == 0:
+        task["spoiled"] = 1
+        task["spoiled_sense"] = sense
+        target_at(conn)[0]["faults"] += 1
+
+
+@nopython
+def end_spoiled(conn: int, address: int) -> None:
+    """Answer a spoiled command if nothing more is to come for it."""
+    task = task_at(address)[0]
+    if task["state"] != STATE_DATA_OUT or task["r2t_done"] != task["r2t_sn"]:
+        return
+    task["status"] = CHECK_CONDITION
+    task["sense"] = task["spoiled_sense"]
+    task["state"] = STATE_RESPOND
+    set_residual(address, 0)
+    # The initiator may have sent more than it was asked for: that names no task then.
+    target_at(conn)[0]["has_aborted"] = 1
+    make_ready(conn, address)
+
+
+# --- for whoever does file input and output ------------------------------------------------------
+
+
+@nopython
+def wait_for_storage(conn: int, address: int) -> None:
+    """Put a task in line for `storage_next`, once."""
+    task = task_at(address)[0]
+    if task["storage_queued"] == 0:
+        task["storage_queued"] = 1
+        push(conn + STORAGE, address)
+
+
+@nopython
+def storage_next(conn: int) -> int:
+    """Address of the next TASK whose data is to be read from or written to `medium`, or 0.
+
+    A write's `transfer` bytes lie at `data_address`; a read's belong there, once `hold_buffer` has
+    found a place. Ends in `storage_done`; `wait_for_storage` puts it back.
+    """
+    while not is_empty(conn + STORAGE):
+        address = pop(conn + STORAGE)
+        task_at(address)[0]["storage_queued"] = 0
+        if task_at(address)[0]["state"] == STATE_STORAGE:
+            return address
+    return 0
+
+
+@nopython
+def storage_done(conn: int, address: int, result: int) -> None:
+    """A task from `storage_next` is done: 0, or the -errno that becomes its sense."""
+    task = task_at(address)[0]
+    task["medium"] = 0
+    is_read = task["direction"] == bhs.FLAG_READ
+    if result == 0:
+        task["state"] = STATE_DATA_IN if is_read else STATE_RESPOND
+    else:
+        task["status"] = CHECK_CONDITION
+        task["sense"] = READ_FAILED if is_read else WRITE_FAILED
+        if result == -ENOSPC:
+            task["sense"] = NO_SPACE
+        set_residual(address, 0)
+        task["state"] = STATE_RESPOND
+    make_ready(conn, address)
+
+
+@nopython
+def pin(conn: int, address: int) -> None:
+    """Somebody else works on a task's data: it and its buffer stay, even if it is aborted."""
+    task_at(address)[0]["tx_pending"] += 1
+    task_at(address)[0]["workers"] += 1
+    target_at(conn)[0]["jobs"] += 1
+
+
+@nopython
+def unpin(conn: int, address: int) -> bool:
+    """The work is over. Whether the task was not aborted meanwhile; else it is given back now."""
+    task = task_at(address)[0]
+    task["tx_pending"] -= 1
+    task["workers"] -= 1
+    target_at(conn)[0]["jobs"] -= 1
+    free_if_sent(conn, address)
+    return bool(task["state"] in (STATE_STORAGE, STATE_COLD))
 
 
 # --- for the cold code -----------------------------------------------------------------------
@@ -200,8 +400,8 @@ def _advance(conn: int, address: int) -> None:
 def cold_next(conn: int) -> int:
     """Address of the next TASK that waits for the cold code, or 0.
 
-    Its `id` is what `respond` takes. Data that was written with it lies at `cold_address`: all
-    `expected_length` bytes, or none if `transfer` is 0 because the area is too small.
+    Its `id` is what `respond` takes. Data that was written with it lies at `data_address`: all
+    `expected_length` bytes, or none if `transfer` is 0 because no buffer is that large.
     """
     while not is_empty(conn + COLD):
         address = pop(conn + COLD)
@@ -213,14 +413,22 @@ def cold_next(conn: int) -> int:
 
 @nopython
 def respond(
-    conn: int, task_id: int, status: int, data: int, length: int, sense: int, sense_length: int
+    conn: int,
+    task_id: int,
+    status: int,
+    data: int,
+    length: int,
+    sense: int,
+    sense_length: int,
+    moved: int,
 ) -> int:
-    """Answer a command from `cold_next`; data and sense are copied to the task's area.
+    """Answer a command from `cold_next`; data and sense are copied to the task's area or a buffer.
 
     `length` is what the command has to say, already cut to its allocation length; only what the
-    initiator expects is sent, and the residual says the rest. Data goes with GOOD, sense with
-    anything else. -ENOENT: the task was aborted meanwhile. -EMSGSIZE: more than the area holds.
-    -EINVAL: data and sense at once.
+    initiator expects is sent, and the residual says the rest. It is made of `moved`, if that is
+    not negative: what the command itself wants to move. Data goes with GOOD, sense with
+    anything else; TASK SET FULL if there is no buffer for the data now. -ENOENT: the task was
+    aborted meanwhile. -EMSGSIZE: more than any buffer holds. -EINVAL: data and sense at once.
     """
     mine = target_at(conn)[0]
     index = task_id & 0xFFFF
@@ -232,16 +440,26 @@ def respond(
         return -ENOENT
     if length < 0 or sense_length < 0 or (length and (sense_length or status != GOOD)):
         return -EINVAL
-    if max(length, sense_length + 2) > mine["cold_length"]:
+    if sense_length + 2 > mine["cold_length"]:
+        return -EMSGSIZE
+    if length > max(mine["cold_length"], largest(mine["buffers"])):
         return -EMSGSIZE
     task["status"] = status
+    wants_data = length and task["flags"] & bhs.FLAG_READ and task["expected_length"]
+    if wants_data and not _place_answer(conn, address, length):
+        end_busy(address)
+        task["state"] = STATE_RESPOND
+        make_ready(conn, address)
+        return 0
     task["sent"] = 0
     # A write took what was sent with it; everything else moves `length` bytes to the initiator.
     is_write = task["flags"] & bhs.FLAG_WRITE != 0
-    set_residual(address, task["transfer"] if is_write and status == GOOD else length)
+    if moved < 0:
+        moved = task["transfer"] if is_write and status == GOOD else length
+    set_residual(address, moved)
     task["state"] = STATE_RESPOND
-    if length and task["flags"] & bhs.FLAG_READ and task["expected_length"]:
-        copy_bytes(task["cold_address"], data, length)
+    if wants_data:
+        copy_bytes(task["data_address"], data, length)
         task["direction"] = bhs.FLAG_READ
         task["transfer"] = min(length, task["expected_length"])
         task["state"] = STATE_DATA_IN
@@ -251,6 +469,17 @@ def respond(
         task["sense_length"] = sense_length + 2
     make_ready(conn, address)
     return 0
+
+
+@nopython
+def _place_answer(conn: int, address: int, length: int) -> bool:
+    """Find room for a cold command's data: its area, or a buffer."""
+    task = task_at(address)[0]
+    drop_buffer(conn, address)  # of what was written with it
+    if length > target_at(conn)[0]["cold_length"]:
+        return hold_buffer(conn, address, length)
+    task["data_address"] = task["cold_address"]
+    return True
 
 
 @nopython

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from iscsi.wire import sequencing as sn
+from iscsi.wire.buffers import buffer_address, buffer_size, give_buffer, take_buffer
 from iscsi.wire.keys import ConnectionParams, SessionParams
 from iscsi.wire.port import (
     PORT,
@@ -25,9 +26,10 @@ from iscsi.wire.port import (
     round_up,
     token_of,
 )
+from iscsi.wire.rx import forget_place
 from shm.jit import nopython
 from shm.layout import Field, offset, record
-from shm.memory import load_32, store_32
+from shm.memory import load_32, load_64, store_32, store_64
 from shm.pool import POOL, give, pool_at, take
 from shm.view import opener
 
@@ -51,11 +53,22 @@ TARGET: Final = record(
     Field("lun_count", "<i8"),
     Field("nexus", "<i8"),  # int64 per LUN: not 0 sends this session's commands to the cold code
     Field("has_aborted", "<i8"),  # 1 once a task was aborted: its data may still be on the way
+    Field("held", "<i8"),  # int64 per place in the window: token of what waits for its CmdSN
+    Field("held_mask", "<i8"),
+    Field("held_count", "<i8"),
+    Field("rx_held", "<i8"),  # 1 while a PDU is received that came before its turn
+    Field("faults", "<i8"),  # commands that ended because of how their data came
     Field("commands", "<i8"),
     Field("rejects", "<i8"),
+    Field("buffers", "<i8"),  # BUFFERS shared with other connections; 0: there are none
+    Field("buffer_quota", "<i8"),  # bytes of them that this connection may hold, or one buffer
+    Field("buffer_held", "<i8"),
+    Field("orphan", "<i8"),  # buffer of an aborted task into which a PDU is still received
+    Field("jobs", "<i8"),  # tasks on which somebody else works
     Field("cold", QUEUE),  # addresses of tasks for the cold code
+    Field("storage", QUEUE),  # and of those whose data goes to or comes from a file
     Field("task_pool", POOL),
-    size=PORT.itemsize + 20 * 8 + QUEUE.itemsize + POOL.itemsize,
+    size=PORT.itemsize + 30 * 8 + 2 * QUEUE.itemsize + POOL.itemsize,
 )
 TASK: Final = record(
     Field("state", "<i8"),
@@ -66,18 +79,28 @@ TASK: Final = record(
     Field("lun_number", "<i8"),  # -1 for a field that names no unit
     Field("flags", "<i8"),  # byte 1 of the SCSI Command
     Field("is_immediate", "<i8"),
+    Field("cmd_sn", "<i8"),
     Field("is_cold", "<i8"),
     Field("expected_length", "<i8"),  # expected data transfer length
     Field("direction", "<i8"),  # of the data that is really moved: FLAG_READ, FLAG_WRITE or 0
     Field("transfer", "<i8"),  # bytes that are really moved
     Field("data_address", "<i8"),
     Field("cold_address", "<i8"),  # this task's area for data of cold commands
+    Field("buffer", "<i8"),  # token of the shared buffer its data is in; 0: in none
+    Field("unit", "<i8"),  # address of the LUN, for a READ or WRITE of compiled code
+    Field("medium", "<i8"),  # what `storage` of that LUN was; 0: its data is in memory
+    Field("medium_offset", "<i8"),  # bytes
     Field("cdb0", "<i8"),
     Field("cdb1", "<i8"),
+    Field("cdb_more", "<i8"),  # address of what goes beyond 16 bytes
+    Field("cdb_length", "<i8"),
     # Sending.
     Field("queued", "<i8"),  # 1 while it has an entry in the ready queue
     Field("cold_queued", "<i8"),  # the same for the cold queue
-    Field("tx_pending", "<i8"),  # PDUs with cold data whose sending was not reported
+    Field("storage_queued", "<i8"),  # the same for the storage queue
+    # PDUs with data of its area or buffer whose sending was not reported, and work under way.
+    Field("tx_pending", "<i8"),
+    Field("workers", "<i8"),  # how many others work on its data
     Field("sent", "<i8"),
     Field("burst_sent", "<i8"),  # bytes of the Data-In sequence under way
     Field("data_in_sn", "<i8"),
@@ -89,21 +112,27 @@ TASK: Final = record(
     Field("data_out_sn", "<i8"),
     Field("r2t_done", "<i8"),  # R2Ts answered
     Field("burst_end", "<i8"),  # where the oldest open R2T ends
+    Field("refetch", "<i8"),  # 1: what came unasked was thrown away, and is asked for
+    Field("spoiled", "<i8"),  # 1: the data is wrong; only its end is waited for
+    Field("spoiled_sense", "<i8"),  # key << 16 | code
     # The response.
     Field("status", "<i8"),
     Field("sense", "<i8"),  # key << 16 | code of sense made by compiled code
     Field("sense_length", "<i8"),  # bytes of the cold area that are the response's data segment
     Field("residual_flags", "<i8"),
     Field("residual_count", "<i8"),
-    size=320,
+    size=384,
 )
 target_at = opener(TARGET)
 task_at = opener(TASK)
 
 TASK_SIZE: Final = TASK.itemsize
 COLD: Final = offset(TARGET, "cold")
+STORAGE: Final = offset(TARGET, "storage")
 TASK_POOL: Final = offset(TARGET, "task_pool")
 CDB: Final = offset(TASK, "cdb0")
+CDB_LENGTH: Final = 16
+CDB_MORE_LENGTH: Final = 256  # room for the 244 bytes of the longest CDB that lie in an AHS
 # Tasks and control slots beyond the window, for immediate requests.
 IMMEDIATE_RESERVE: Final = 8
 WINDOW_MAX: Final = 1 << 12
@@ -114,7 +143,12 @@ STATE_DATA_OUT: Final = 1  # collecting data
 STATE_COLD: Final = 2  # the cold code's turn
 STATE_DATA_IN: Final = 3
 STATE_RESPOND: Final = 4
-STATE_SENT: Final = 5  # answered; its cold area is still being sent
+STATE_SENT: Final = 5  # answered; its cold area or its buffer is still used
+STATE_STORAGE: Final = 6  # the file's turn
+STATE_HELD: Final = 7  # came before its turn; nothing was looked at yet
+
+# What `held` keeps besides tokens: a number that is over already, and only has to be passed.
+HELD_GONE: Final = 7
 
 ENOENT: Final = errno.ENOENT
 
@@ -144,7 +178,8 @@ def task_of(conn: int, itt: int) -> int:
 def new_task(conn: int, itt: int) -> int:
     """Address of a task for a tag that no open task has, everything else zero; 0 if none is free.
 
-    `queued` and `cold_queued` outlive a task: an entry an aborted one left behind serves the next.
+    `queued`, `cold_queued` and `storage_queued` outlive a task: an entry that an aborted one left
+    behind serves the next.
     """
     mine = target_at(conn)[0]
     index = take(conn + TASK_POOL)
@@ -167,7 +202,11 @@ def _clear_progress(address: int) -> None:
     task["direction"] = 0
     task["transfer"] = 0
     task["data_address"] = 0
+    task["buffer"] = 0
+    task["unit"] = 0
+    task["medium"] = 0
     task["tx_pending"] = 0
+    task["workers"] = 0
     task["sent"] = 0
     task["burst_sent"] = 0
     task["data_in_sn"] = 0
@@ -178,11 +217,20 @@ def _clear_progress(address: int) -> None:
     task["data_out_sn"] = 0
     task["r2t_done"] = 0
     task["burst_end"] = 0
+    task["refetch"] = 0
+    task["spoiled"] = 0
+    task["cdb_length"] = CDB_LENGTH
     task["status"] = 0
     task["sense"] = 0
     task["sense_length"] = 0
     task["residual_flags"] = 0
     task["residual_count"] = 0
+
+
+@nopython
+def address_of(conn: int, task_id: int) -> int:
+    """Address of the task whose `id` this is or was."""
+    return int(target_at(conn)[0]["tasks"] + TASK_SIZE * (task_id & 0xFFFF))
 
 
 @nopython
@@ -206,7 +254,7 @@ def _unchain(conn: int, address: int) -> None:
 
 @nopython
 def close_task(conn: int, address: int) -> None:
-    """Forget an open task's tag; its memory returns when its cold area is not being sent."""
+    """Forget an open task's tag; its memory returns when nobody uses its data any more."""
     task = task_at(address)[0]
     _unchain(conn, address)
     task["state"] = STATE_SENT
@@ -215,11 +263,74 @@ def close_task(conn: int, address: int) -> None:
 
 @nopython
 def free_if_sent(conn: int, address: int) -> None:
-    """Give back a closed task of which nothing is being sent."""
+    """Give back a closed task of which nothing is being sent or worked on."""
     task = task_at(address)[0]
     if task["state"] == STATE_SENT and task["tx_pending"] == 0:
+        drop_buffer(conn, address)
         task["state"] = STATE_FREE
         give(conn + TASK_POOL, index_of(conn, address))
+
+
+@nopython
+def hold_buffer(conn: int, address: int, length: int) -> bool:
+    """Take a shared buffer for a task's data and let `data_address` be its first byte.
+
+    False if none of that size is free, or this connection holds its share already.
+    """
+    mine, task = target_at(conn)[0], task_at(address)[0]
+    token = take_buffer(mine["buffers"], length)
+    if token == 0:
+        return False
+    size = buffer_size(mine["buffers"], token)
+    if mine["buffer_held"] and mine["buffer_held"] + size > mine["buffer_quota"]:
+        give_buffer(mine["buffers"], token)
+        return False
+    mine["buffer_held"] += size
+    task["buffer"] = token
+    task["data_address"] = buffer_address(mine["buffers"], token)
+    return True
+
+
+@nopython
+def _give_back(conn: int, token: int) -> None:
+    mine = target_at(conn)[0]
+    if token and give_buffer(mine["buffers"], token):
+        mine["buffer_held"] -= buffer_size(mine["buffers"], token)
+
+
+@nopython
+def drop_buffer(conn: int, address: int) -> None:
+    """Give a task's buffer back, if it has one."""
+    task = task_at(address)[0]
+    _give_back(conn, task["buffer"])
+    task["buffer"] = 0
+
+
+@nopython
+def _orphan_buffer(conn: int, address: int) -> None:
+    """Keep the buffer into which the PDU under way is received; only one PDU is at any time."""
+    mine, task = target_at(conn)[0], task_at(address)[0]
+    _give_back(conn, mine["orphan"])
+    mine["orphan"] = task["buffer"]
+    task["buffer"] = 0
+
+
+@nopython
+def drop_orphan(conn: int) -> None:
+    """The PDU that was received into an aborted task's buffer is over."""
+    mine = target_at(conn)[0]
+    if mine["orphan"]:
+        _give_back(conn, mine["orphan"])
+        mine["orphan"] = 0
+
+
+@nopython
+def drop_buffers(conn: int) -> None:
+    """Give back every buffer. The connection is over: nothing is sent, received or worked on."""
+    mine = target_at(conn)[0]
+    for index in range(mine["task_count"]):
+        drop_buffer(conn, mine["tasks"] + TASK_SIZE * index)
+    drop_orphan(conn)
 
 
 @nopython
@@ -233,7 +344,53 @@ def open_window(conn: int) -> None:
 def promised(conn: int) -> int:
     """How many non-immediate requests the initiator may still send."""
     mine = target_at(conn)[0]
-    return sn.window_size(mine["exp_cmd_sn"], mine["max_cmd_sn"])
+    return int(sn.window_size(mine["exp_cmd_sn"], mine["max_cmd_sn"]) - mine["held_count"])
+
+
+# --- requests that came before their turn ----------------------------------------------------
+
+
+@nopython
+def _held_place(conn: int, cmd_sn: int) -> int:
+    mine = target_at(conn)[0]
+    return int(mine["held"] + 8 * (cmd_sn & mine["held_mask"]))
+
+
+@nopython
+def is_held(conn: int, cmd_sn: int) -> bool:
+    """Whether the request with this number, which lies in the window, came already."""
+    return load_64(_held_place(conn, cmd_sn)) != 0
+
+
+@nopython
+def hold(conn: int, cmd_sn: int, token: int) -> None:
+    """Keep a request until its number is the expected one; HELD_GONE for one that is over."""
+    store_64(_held_place(conn, cmd_sn), token)
+    target_at(conn)[0]["held_count"] += 1
+
+
+@nopython
+def forget_held(conn: int, cmd_sn: int) -> None:
+    """Have a held request do nothing when its turn comes: it is over.
+
+    Its place in the window comes back when its number is passed, so the window never grows.
+    """
+    store_64(_held_place(conn, cmd_sn), HELD_GONE)
+
+
+@nopython
+def next_held(conn: int) -> int:
+    """Take the request whose turn has come, and expect the number after it: its token, or 0."""
+    mine = target_at(conn)[0]
+    if mine["held_count"] == 0:
+        return 0
+    place = _held_place(conn, mine["exp_cmd_sn"])
+    token = load_64(place)
+    if token:
+        store_64(place, 0)
+        mine["held_count"] -= 1
+        mine["exp_cmd_sn"] = sn.add(mine["exp_cmd_sn"], 1)
+    return token
 
 
 @nopython
@@ -258,7 +415,12 @@ def abort(conn: int, address: int) -> None:
     target_at(conn)[0]["has_aborted"] = 1
     if port["rx_object"] == address:
         port["rx_object"] = 0
-    if not task_at(address)[0]["is_immediate"]:
+        forget_place(conn)  # what comes late must not reach the medium any more
+        _orphan_buffer(conn, address)
+    task = task_at(address)[0]
+    if task["state"] == STATE_HELD:
+        forget_held(conn, task["cmd_sn"])
+    elif not task["is_immediate"]:
         open_window(conn)
     close_task(conn, address)
 
@@ -276,6 +438,16 @@ def abort_task(conn: int, itt: int) -> int:
 @nopython
 def abort_lun(conn: int, lun_number: int) -> int:
     """End this connection's tasks for one LUN, or for all with -1. Return how many there were."""
+    return abort_before(conn, lun_number, -1)
+
+
+@nopython
+def abort_before(conn: int, lun_number: int, cmd_sn: int) -> int:
+    """`abort_lun` for the tasks that came before the request with this CmdSN, -1 for all.
+
+    A task management function acts on earlier commands only (RFC 7143 §4.2.2.1, §11.5.1); an
+    immediate command has the number of what follows it, and counts as earlier.
+    """
     mine = target_at(conn)[0]
     count = 0
     for index in range(mine["task_count"]):
@@ -283,9 +455,23 @@ def abort_lun(conn: int, lun_number: int) -> int:
         task = task_at(address)[0]
         if task["state"] in (STATE_FREE, STATE_SENT):
             continue
+        if cmd_sn >= 0 and sn.distance(task["cmd_sn"], cmd_sn) < 1 - task["is_immediate"]:
+            continue
         if lun_number == -1 or task["lun_number"] == lun_number:
             abort(conn, address)
             count += 1
+    return count
+
+
+@nopython
+def aborted_work(conn: int, lun_number: int) -> int:
+    """Tasks of one LUN, or of all with -1, that were aborted while somebody still works on them."""
+    mine = target_at(conn)[0]
+    count = 0
+    for index in range(mine["task_count"]):
+        task = task_at(int(mine["tasks"] + TASK_SIZE * index))[0]
+        if task["state"] == STATE_SENT and task["workers"] > 0:
+            count += lun_number in (-1, task["lun_number"])
     return count
 
 
@@ -325,9 +511,12 @@ def _parts(limits: TargetLimits, lun_count: int) -> dict[str, int]:
         **port_parts(limits.port, count),
         "tasks": count * TASK_SIZE,
         "cold_areas": count * limits.cold_length,
+        "cdb_areas": count * CDB_MORE_LENGTH,
+        "held": 8 * round_up(limits.window),
         "buckets": 4 * round_up(4 * count),
         "nexus": 8 * max(1, lun_count),
         "cold": 8 * round_up(count),
+        "storage": 8 * round_up(count),
         "task_free": 4 * count,
         "task_taken": count,
     }
@@ -348,11 +537,14 @@ def build_target(
     lun_count: int,
     cmd_sn: int,
     stat_sn: int,
+    buffers: int = 0,
+    buffer_quota: int = 0,
 ) -> None:
     """Make a target connection, just after its login, in zeroed memory at `conn`.
 
     `luns` is the address of `lun_count` LUN records; `cmd_sn` the first command's CmdSN and
-    `stat_sn` the next StatSN, as a LoginResult names them.
+    `stat_sn` the next StatSN, as a LoginResult names them. `buffers`: a BUFFERS record, of which
+    the connection uses up to `buffer_quota` bytes.
     """
     layout = plan(_parts(limits, lun_count))
     at = {name: conn + start for name, start in layout.offsets.items()}
@@ -364,14 +556,18 @@ def build_target(
     for name in ("first_burst_length", "max_burst_length", "immediate_data", "initial_r2t"):
         mine[name] = getattr(session, name)
     mine["max_outstanding_r2t"] = session.max_outstanding_r2t
-    for name in ("tasks", "cold_areas", "buckets", "nexus"):
+    for name in ("tasks", "cold_areas", "buckets", "nexus", "held"):
         mine[name] = at[name]
     mine["task_count"], mine["cold_length"] = count, limits.cold_length
     mine["bucket_mask"] = round_up(4 * count) - 1
+    mine["held_mask"] = round_up(limits.window) - 1
     mine["luns"], mine["lun_count"] = luns, lun_count
+    mine["buffers"], mine["buffer_quota"] = buffers, buffer_quota
     build_queue(conn + COLD, at["cold"], count)
+    build_queue(conn + STORAGE, at["storage"], count)
     build_pool(conn + TASK_POOL, at["task_free"], at["task_taken"], count)
     for index in range(count):
         task = task_at(at["tasks"] + TASK_SIZE * index)[0]
         task["id"] = index
         task["cold_address"] = at["cold_areas"] + index * limits.cold_length
+        task["cdb_more"] = at["cdb_areas"] + index * CDB_MORE_LENGTH

@@ -140,7 +140,10 @@ def _make_control(conn: int, slot: int) -> None:
 def wants_r2t(conn: int, address: int) -> bool:
     """Whether another R2T may be sent for a task that is collecting data."""
     task = task_at(address)[0]
-    is_open = task["unsolicited"] == 0 and task["r2t_offset"] < task["transfer"]
+    # `burst_end` is 0 until the command and what came with it are complete.
+    if task["unsolicited"] or task["spoiled"] or task["burst_end"] == 0:
+        return False
+    is_open = task["r2t_offset"] < task["transfer"]
     outstanding = task["r2t_sn"] - task["r2t_done"]
     return bool(is_open and outstanding < target_at(conn)[0]["max_outstanding_r2t"])
 
@@ -250,10 +253,10 @@ def _end_of_task(conn: int, address: int) -> None:
 
 @nopython
 def _commit(conn: int, address: int, header: int, data: int, length: int) -> None:
-    """Send data of a task; its cold area must outlive the sending, a LUN does anyway."""
+    """Send data of a task; its area or buffer must outlive the sending, a LUN does anyway."""
     task = task_at(address)[0]
     token = TOKEN_NONE
-    if task["is_cold"] and length:
+    if (task["is_cold"] or task["buffer"]) and length:
         task["tx_pending"] += 1
         token = token_of(TOKEN_TASK, address)
     tx.commit(conn, header, data, length, token)

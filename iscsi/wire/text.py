@@ -22,7 +22,8 @@ NONE: Final = "None"
 YES: Final = "Yes"
 NO: Final = "No"
 
-_KEY: Final = re.compile(r"[A-Z][A-Za-z0-9.\-+@_#]*")
+# A capital first (RFC 7143 §6.1), but for iSCSIProtocolLevel and iSERHelloRequired.
+_KEY: Final = re.compile(r"i?[A-Z][A-Za-z0-9.\-+@_#]*")
 
 
 def _default_limit(key: str) -> int:

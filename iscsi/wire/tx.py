@@ -9,7 +9,7 @@ from iscsi.wire import bhs
 from iscsi.wire.crc32c import ONES, finish, update
 from iscsi.wire.port import INLINE_SIZE, TRAILER_SIZE, TX_SIZE, port_at, tx_at
 from shm.jit import nopython
-from shm.memory import store_24_be, store_32, store_64, zero_bytes
+from shm.memory import copy_bytes, store_8, store_24_be, store_32, store_64, zero_bytes
 
 BHS_LENGTH: Final = bhs.BHS_LENGTH
 DATA_SEGMENT_LENGTH: Final = bhs.OFFSET_DATA_SEGMENT_LENGTH
@@ -68,6 +68,33 @@ def commit(conn: int, header: int, data: int, length: int, token: int) -> None:
     entry["trailer_length"] = trailer
     entry["token"] = token
     entry["length"] = port["tx_header_length"] + length + trailer
+    port["tx_made"] += 1
+    port["tx_pdus"] += 1
+
+
+@nopython
+def commit_segments(conn: int, header: int, segments: int, length: int, token: int) -> None:
+    """Finish a PDU without data whose header `begin` gave, with additional header segments.
+
+    `length` is 8 or more, whole words. They are sent from where they lie, like data; the header
+    digest covers them and follows them (RFC 7143 §11.2.3), so with one the first word takes the
+    digest's place behind the header.
+    """
+    port = port_at(conn)[0]
+    store_24_be(header + DATA_SEGMENT_LENGTH, 0)
+    store_8(header + bhs.OFFSET_TOTAL_AHS_WORDS, length >> 2)
+    moved = port["tx_header_length"] - BHS_LENGTH
+    entry = tx_at(_entry(conn, port["tx_made"]))[0]
+    if moved:
+        copy_bytes(header + BHS_LENGTH, segments, moved)
+        crc = update(ONES, header, BHS_LENGTH + moved)
+        where = port["tx_trailers"] + TRAILER_SIZE * _slot(conn, port["tx_made"])
+        store_32(where, finish(update(crc, segments + moved, length - moved)))
+    entry["data_address"] = segments + moved
+    entry["data_length"] = length - moved
+    entry["trailer_length"] = moved
+    entry["token"] = token
+    entry["length"] = BHS_LENGTH + length + moved
     port["tx_made"] += 1
     port["tx_pdus"] += 1
 

@@ -27,6 +27,9 @@ OPTIONS: Final[Mapping[str, tuple[str, ...] | None]] = MappingProxyType(
         "iser": ("", "0", "1"),
     }
 )
+_CUT_PASSWORD: Final = (
+    "'/' or '?' before '@': in a password write %2F or %3F, after ':' (user:password@host)"
+)
 _AUTHORITY: Final = re.compile(
     r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<host>[^\[\]:]*))(?P<colon>:(?P<port>.*))?", re.DOTALL
 )
@@ -74,8 +77,9 @@ def parse_url(url: str) -> IscsiUrl:
     """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.lower() not in SCHEMES:
-        shown = scheme if separator else "none"
-        raise UrlError(f"scheme {shown!r}: expected {_FORM} (or iser://)")
+        # What stands there may be the front part of credentials, which no message may show.
+        shown = f" {scheme!r}" if separator and scheme.isalnum() else " 'none'"
+        raise UrlError(f"scheme{shown}: expected {_FORM} (or iser://)")
     rest, fragment_mark, _ = rest.partition("#")
     if fragment_mark:
         raise UrlError("'#' has no meaning in an iSCSI URL; write %23 in a password")
@@ -84,13 +88,11 @@ def parse_url(url: str) -> IscsiUrl:
     authority, _, path = location.partition("/")
     credentials, at, address = authority.rpartition("@")
     user, password = _parse_credentials(credentials) if at else (None, None)
-    if not at and "@" in rest and not _looks_like_address(authority):
-        raise UrlError(
-            "'/' or '?' before '@': in a password write %2F or %3F, after ':' (user:password@host)"
-        )
+    if "@" in path or (not at and "@" in rest and not _looks_like_address(authority)):
+        raise UrlError(_CUT_PASSWORD)
+    options = MappingProxyType(_parse_options(query))
     host, port = _parse_authority(address)
     target, lun = _parse_path(path)
-    options = MappingProxyType(_parse_options(query))
     return IscsiUrl(host, port, target, lun, user, password, options, scheme.lower())
 
 
@@ -166,6 +168,11 @@ def _parse_options(query: str) -> dict[str, str]:
     for item in filter(None, query.split("&")):
         name, equals, raw = item.partition("=")
         if name not in OPTIONS:
+            # A password that was cut at its '?' or '&' may stand here.
+            if "@" in query:
+                raise UrlError(_CUT_PASSWORD)
+            if "target_password" in options:
+                raise UrlError("what follows target_password= is no option: write & as %26 in it")
             raise UrlError(f"option {name!r}: expected one of {', '.join(OPTIONS)}")
         if name in options:
             raise UrlError(f"option {name!r} is given twice")

@@ -35,17 +35,7 @@ class Violation(IntEnum):
     R2T_SN = -1113
     R2T_LENGTH = -1114  # zero, or above MaxBurstLength
     R2T_COUNT = -1115  # more than MaxOutstandingR2T
-    # The target's peer.
-    CMD_SN_GAP = -1201
-    IMMEDIATE_DATA = -1202  # not negotiated, not a write, or beyond FirstBurstLength
-    UNSOLICITED_DATA = -1203
-    FIRST_BURST = -1204
-    DATA_OUT_TAG = -1205
-    DATA_OUT_ORDER = -1206
-    DATA_OUT_SN = -1207
-    DATA_OUT_RANGE = -1208
-    FINAL_MISSING = -1209
-    FINAL_EARLY = -1210
+    # The target's peer. What it does wrong with one command ends that command, not the connection.
     TOO_MANY_TASKS = -1211
 
 
@@ -73,16 +63,6 @@ _TEXTS: Final = {
     Violation.R2T_SN: "an R2TSN that is not the next one",
     Violation.R2T_LENGTH: "an R2T for nothing, or for more than MaxBurstLength",
     Violation.R2T_COUNT: "more R2Ts than MaxOutstandingR2T",
-    Violation.CMD_SN_GAP: "a CmdSN that leaves a gap on the session's only connection",
-    Violation.IMMEDIATE_DATA: "immediate data that was not negotiated or is too long",
-    Violation.UNSOLICITED_DATA: "unsolicited data that was not negotiated or announced",
-    Violation.FIRST_BURST: "more unsolicited data than FirstBurstLength",
-    Violation.DATA_OUT_TAG: "a target transfer tag that names no open R2T",
-    Violation.DATA_OUT_ORDER: "Data-Out with a buffer offset out of order",
-    Violation.DATA_OUT_SN: "Data-Out with a DataSN that is not the next one",
-    Violation.DATA_OUT_RANGE: "Data-Out beyond what was asked for",
-    Violation.FINAL_MISSING: "the last Data-Out of a burst without the F bit",
-    Violation.FINAL_EARLY: "a Data-Out with the F bit before its burst is complete",
     Violation.TOO_MANY_TASKS: "more commands than the window and its reserve hold",
 }
 

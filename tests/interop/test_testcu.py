@@ -39,3 +39,8 @@ def test_a_count_that_differs_from_the_tools_own_is_an_error():
         testcu.read(output("  Test: A ...passed", 2))
     with pytest.raises(AssertionError, match="no summary"):
         testcu.read("iscsi-test-cu: could not connect")
+
+
+def test_a_failure_the_tool_expected_fails_nothing():
+    body = "  Test: A ...    [FAILED] TESTUNITREADY failed\npassed\n  Test: B ...passed"
+    assert testcu.read(output(body, 2)).passed == {"A", "B"}

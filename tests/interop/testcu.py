@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from tests.interop.serve import run
 
 _SUMMARY = re.compile(r"^\s*tests\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)", re.MULTILINE)
-_TEST = re.compile(r"^  Test: (\S+) \.\.\.(.*?)(passed|FAILED)", re.MULTILINE | re.DOTALL)
+# "[FAILED]" with brackets is a notice: some tests try a command until it succeeds.
+_TEST = re.compile(r"^  Test: (\S+) \.\.\.(.*?)(passed|(?<!\[)FAILED)", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)

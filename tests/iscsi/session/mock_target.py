@@ -31,6 +31,7 @@ class Peer:
         self.stream, self.port = stream, port
         self.stat_sn = 0
         self.window = 32
+        self.ahs = b""  # additional header segments of the last PDU
 
     def read(self, length):
         data = b""
@@ -43,6 +44,7 @@ class Peer:
 
     def read_pdu(self):
         header = self.read(bhs.BHS_LENGTH)
+        self.ahs = self.read(4 * header[4])
         return bhs.decode(header), self.read(bhs.padded(bhs.data_segment_length(header)))
 
     def log_in(self, admit=lambda identity: None):

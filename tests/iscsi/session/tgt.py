@@ -5,9 +5,11 @@ import socket
 import subprocess
 import time
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 WAIT_S = 10
+_STARTED = count()
 TARGET = "iqn.2026-01.org.example:disk"
 ENVIRONMENT = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
 
@@ -61,9 +63,13 @@ class Tgt:
 
 
 @contextmanager
-def tgt_target(folder, size=64 << 20, luns=1):
-    """Start a tgtd with `luns` units of `size` bytes each; ended by its own process."""
-    port, control = free_port(), str(10000 + (os.getpid() * 7 + int(time.monotonic())) % 20000)
+def tgt_target(folder, size=64 << 20, luns=1, port=None):
+    """Start a tgtd with `luns` units of `size` bytes each; ended by its own process.
+
+    Files that are in the folder already are served as they are.
+    """
+    number = os.getpid() * 7 + int(time.monotonic()) + next(_STARTED)
+    port, control = port or free_port(), str(10000 + number % 20000)
     command = ["tgtd", "-f", "-C", control, "--iscsi", f"portal=127.0.0.1:{port}"]
     found = Tgt(port, control)
     with subprocess.Popen(
@@ -74,7 +80,7 @@ def tgt_target(folder, size=64 << 20, luns=1):
             found.must("--op", "new", "--mode", "target", "--tid", "1", "-T", TARGET)
             for lun in range(1, luns + 1):
                 path = Path(folder) / f"disk{lun}"
-                with path.open("wb") as disk:
+                with path.open("ab") as disk:
                     disk.truncate(size)
                 found.add_lun(lun, path)
             found.must("--op", "bind", "--mode", "target", "--tid", "1", "-I", "ALL")

@@ -67,7 +67,7 @@ class Serving:
                 random = np.random.default_rng(7)
                 self.disk.array[:] = random.integers(0, 256, len(self.disk), np.uint8)
                 units = {
-                    0: RamDisk(self.disk),
+                    0: RamDisk(self.disk, **self._options.pop("disk", {})),
                     1: RamDisk(engine.alloc(64 * BLOCK), read_only=True),
                     300: RamDisk(engine.alloc(64 * 4096), block_size=4096),
                 }

@@ -1,11 +1,17 @@
-"""CRC32C against the vectors of RFC 7143 §B.4 (as in RFC 3720) and against its definition."""
+"""CRC32C against the vectors of RFC 7143 §B.4 (as in RFC 3720), its definition, and a library."""
 
+import os
+import subprocess
+import sys
+
+import google_crc32c
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iscsi.wire import crc32c as crc
+from shm.jit import JIT_DISABLED, ROOT, python_version
 from shm.view import address_of
 
 VECTORS = [
@@ -45,9 +51,40 @@ def bit_by_bit(data):
 @settings(deadline=None)  # the first call compiles
 @given(st.binary(max_size=200))
 def test_instruction_and_table_give_what_the_definition_says(data):
-    array = np.frombuffer(data + b"\0", np.uint8)
-    table = crc.update_by_table(crc.ONES, address_of(array), len(data)) ^ crc.ONES
-    assert crc.crc32c(data) == table == bit_by_bit(data)
+    assert crc.crc32c(data) == crc.crc32c_by_table(data) == bit_by_bit(data)
+
+
+# Around the lengths where the three-way code changes its stride, and far above.
+LENGTHS = [k * length + more for length in (256, 2048) for k in (2, 3, 6) for more in (-1, 0, 1, 7)]
+
+
+@pytest.mark.parametrize("length", [*LENGTHS, 3 * 2048 + 3 * 256, 10_007])
+@pytest.mark.parametrize("start", [0, 1, 7])
+def test_long_buffers_at_any_address_give_what_the_definition_says(length, start):
+    data = np.random.default_rng(length).integers(0, 256, start + length, np.uint8)[start:]
+    expected = bit_by_bit(data.tobytes())
+    assert crc.crc32c(data) == expected
+    assert crc.crc32c_by_table(data) == expected
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 40_000), st.integers(0, 2**32 - 1))
+def test_instruction_and_table_agree_on_any_length(length, seed):
+    data = np.random.default_rng(seed).integers(0, 256, length, np.uint8)
+    assert crc.crc32c(data) == crc.crc32c_by_table(data)
+    assert crc.crc32c(data[: length // 2]) == crc.crc32c_by_table(data[: length // 2])
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.binary(max_size=20_000))
+def test_a_library_says_the_same(data):
+    assert crc.crc32c(data) == google_crc32c.value(data)
+
+
+def test_a_plain_and_a_compiled_table_are_the_same_function():
+    data = np.arange(300, dtype=np.uint8)
+    plain = python_version(crc.update_by_table)(crc.ONES, address_of(data), data.size)
+    assert crc.finish(plain) == crc.crc32c(data)
 
 
 @settings(deadline=None)  # the first call compiles
@@ -58,3 +95,30 @@ def test_a_crc_continues_over_pieces(data, cut):
     start = address_of(array)
     first = crc.update(crc.ONES, start, cut)
     assert crc.finish(crc.update(first, start + cut, len(data) - cut)) == crc.crc32c(data)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(JIT_DISABLED, reason="there is no compiler to set up")
+@pytest.mark.parametrize(("cpu", "has_it"), [("x86-64-v2", True), ("generic", False)])
+def test_code_made_for_another_cpu_gives_the_same(cpu, has_it, tmp_path):
+    program = (
+        "from iscsi.wire import crc32c as crc; data = bytes(range(256)) * 40; "
+        "print(crc.cpu_has_instruction(), crc.crc32c(data), crc.crc32c(data[:7]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={
+            **os.environ,
+            "NUMBA_CPU_NAME": cpu,
+            "NUMBA_CPU_FEATURES": "",
+            "PPE_CACHE_DIR": str(tmp_path),
+            "PYTHONPATH": str(ROOT),
+        },
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    data = bytes(range(256)) * 40
+    assert done.stdout.split() == [str(has_it), str(bit_by_bit(data)), str(bit_by_bit(data[:7]))]

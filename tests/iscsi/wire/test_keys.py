@@ -135,14 +135,76 @@ def _target(**session):
     return Negotiation(Sender.INITIATOR, Proposal(session=SessionParams(**session)))
 
 
-def test_keys_nobody_knows_are_not_understood_and_old_ones_rejected():
-    sent = [("X-com.example.k", "1"), ("IFMarker", "No"), ("OFMarkInt", "2048~8192")]
-    answers = _target().receive(sent, Place.OPERATIONAL)
-    assert answers == [
-        ("X-com.example.k", "NotUnderstood"),
-        ("IFMarker", "Reject"),
-        ("OFMarkInt", "Reject"),
-    ]
+@pytest.mark.parametrize("place", [Place.SECURITY, Place.OPERATIONAL])
+@pytest.mark.parametrize(
+    ("name", "value", "answer"),
+    [
+        ("X-com.example.k", "1", "NotUnderstood"),
+        ("X#k", "1", "NotUnderstood"),
+        ("Y-md5", "1", "NotUnderstood"),
+        ("Foo", "None", "NotUnderstood"),
+        # Obsolete (RFC 7143 §13.25): never NotUnderstood.
+        ("IFMarker", "No", "Reject"),
+        ("OFMarker", "Yes", "Reject"),
+        ("IFMarkInt", "2048~8192", "Reject"),
+        ("OFMarkInt", "2048", "Reject"),
+        # iSER's (RFC 7145 §6): this is TCP.
+        ("RDMAExtensions", "Yes", "No"),
+        ("RDMAExtensions", "No", "No"),
+        ("InitiatorRecvDataSegmentLength", "65536", "Irrelevant"),
+        ("TargetRecvDataSegmentLength", "65536", "Irrelevant"),
+        ("MaxOutstandingUnexpectedPDUs", "0", "Irrelevant"),
+        ("MaxAHSLength", "256", "Irrelevant"),
+        ("TaggedBufferForSolicitedDataOnly", "Yes", "Irrelevant"),
+        ("iSERHelloRequired", "No", "Irrelevant"),
+    ],
+)
+def test_keys_that_settle_nothing_get_their_one_answer(place, name, value, answer):
+    target = _target()
+    assert target.receive([(name, value)], place) == [(name, answer)]
+    with pytest.raises(RemoteProtocolError, match="already"):
+        target.receive([(name, value)], place)
+
+
+@pytest.mark.parametrize(
+    ("name", "offer", "answer"),
+    [
+        ("TaskReporting", "FastAbort,ResponseFence,RFC3720", "RFC3720"),
+        ("TaskReporting", "FastAbort", "Reject"),
+        ("iSCSIProtocolLevel", "2", "1"),
+        ("iSCSIProtocolLevel", "0", "0"),
+        ("iSCSIProtocolLevel", "31", "1"),
+        ("iSCSIProtocolLevel", "32", "Reject"),
+        ("MaxConnections", "65536", "Reject"),
+        ("MaxOutstandingR2T", "65536", "Reject"),
+        ("MaxOutstandingR2T", "65535", "1"),
+        ("ErrorRecoveryLevel", "3", "Reject"),
+        ("DefaultTime2Wait", "3601", "Reject"),
+        ("DefaultTime2Retain", "3600", "20"),
+        ("DataPDUInOrder", "No", "Yes"),
+        ("FirstBurstLength", "16777216", "Reject"),
+        ("MaxBurstLength", "-1", "Reject"),
+        ("MaxBurstLength", "0b/wA=", "Reject"),
+        ("HeaderDigest", "", "Reject"),
+    ],
+)
+def test_an_offer_is_answered_once_and_by_its_rule(name, offer, answer):
+    target = _target()
+    assert target.receive([(name, offer)], Place.OPERATIONAL) == [(name, answer)]
+    with pytest.raises(RemoteProtocolError, match="already"):
+        target.receive([(name, offer)], Place.OPERATIONAL)
+
+
+@pytest.mark.parametrize(
+    "name", ["CHAP_A", "CHAP_I", "CHAP_N", "AuthMethod", "SRP_U", "KRB_AP_REQ", "SendTargets"]
+)
+def test_a_key_in_the_wrong_stage_is_rejected(name):
+    assert _target().receive([(name, "5")], Place.OPERATIONAL) == [(name, "Reject")]
+
+
+@pytest.mark.parametrize("name", ["TargetAlias", "TargetAddress", "TargetPortalGroupTag"])
+def test_what_only_a_target_says_is_rejected_from_an_initiator(name):
+    assert _target().receive([(name, "1")], Place.OPERATIONAL) == [(name, "Reject")]
 
 
 @pytest.mark.parametrize("refusal", ["NotUnderstood", "Reject", "Irrelevant"])
@@ -191,10 +253,14 @@ def test_first_burst_never_exceeds_max_burst_whatever_the_order():
 def test_discovery_finds_session_keys_irrelevant_but_not_digests():
     target = _target()
     target.set_discovery()
-    answers = target.receive(
-        [("MaxBurstLength", "1024"), ("DataDigest", "None")], Place.OPERATIONAL
-    )
-    assert answers == [("MaxBurstLength", "Irrelevant"), ("DataDigest", "None")]
+    normal = ["MaxConnections", "InitialR2T", "ImmediateData", "MaxBurstLength"]
+    normal += ["FirstBurstLength", "MaxOutstandingR2T", "DataPDUInOrder", "DataSequenceInOrder"]
+    normal += ["iSCSIProtocolLevel", "TaskReporting"]
+    for name in normal:
+        assert target.receive([(name, "1024")], Place.OPERATIONAL) == [(name, "Irrelevant")]
+    # RFC 7143 §13.15, §13.16 and §13.20 name no kind of session for these.
+    others = [("DataDigest", "None"), ("DefaultTime2Wait", "2"), ("ErrorRecoveryLevel", "0")]
+    assert target.receive(others, Place.OPERATIONAL) == others
 
 
 def test_a_connection_added_later_cannot_change_the_session():
@@ -228,6 +294,23 @@ def test_refusing_a_key_we_cannot_do_without_ends_it():
     target.offer_needed()
     with pytest.raises(RemoteProtocolError, match="MaxBurstLength=Reject"):
         target.receive([("MaxBurstLength", "Reject")], Place.OPERATIONAL)
+
+
+def test_irrelevant_is_no_way_around_our_limits():
+    limits = {"max_burst_length": 8192, "first_burst_length": 8192}
+    for name in ("MaxBurstLength", "FirstBurstLength"):
+        target = _target(**limits)
+        target.offer_needed()
+        answers = {"MaxBurstLength": "8192", name: "Irrelevant"}
+        with pytest.raises(RemoteProtocolError, match=f"{name}=Irrelevant"):
+            target.receive(list(answers.items()), Place.OPERATIONAL)
+    # Without immediate and unsolicited data there is no first burst (RFC 7143 §13.14).
+    target = _target(immediate_data=False, **limits)
+    target.offer_needed()
+    answers = {"MaxBurstLength": "8192", "ImmediateData": "No", "FirstBurstLength": "Irrelevant"}
+    assert target.receive(list(answers.items()), Place.OPERATIONAL) == []
+    target.close()
+    assert target.session_params().first_burst_length == 8192
 
 
 def test_our_own_nonsense_is_refused_at_once():

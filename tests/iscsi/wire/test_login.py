@@ -193,9 +193,17 @@ def test_stages_may_take_as_many_requests_as_the_initiator_likes():
 
 
 def test_a_second_connection_joins_its_session_by_tsih():
-    policy = TargetPolicy({DISK}, session_exists=lambda who: who.tsih == 5)
-    left, right = initiator(tsih=5, cid=2), target(policy)
+    agreed = SessionParams(max_connections=2, max_burst_length=4096)
+    asked = []
+
+    def joined(who):
+        asked.append((who.tsih, who.isid, who.cid))
+        return agreed
+
+    left, right = initiator(tsih=5, cid=2), target(TargetPolicy({DISK}, join=joined))
     received, _ = join(left, right)
+    assert asked == [(5, ISID, 2)]
+    assert right.result.session is agreed
     assert left.result.tsih == right.result.tsih == 5
     assert [bhs.decode(pdu[:48]).tsih for pdu in received] == [5, 5]
 
@@ -246,13 +254,18 @@ def test_data_that_does_not_match_the_header_is_the_callers_fault():
 
 
 class SharedSecret:
-    """A made-up method of two round trips: the seam that CHAP will use."""
+    """A made-up method of two round trips: the seam that CHAP uses."""
 
     is_required = True
+    user = None
 
     def __init__(self, secret):
         self.secret = secret
         self.is_complete = False
+
+    @property
+    def wants_transit(self):
+        return self.is_complete
 
     def offer(self):
         return [("AuthMethod", "CHAP")]

@@ -14,7 +14,7 @@ from iscsi.wire.errors import (
     ProtocolError,
     RemoteProtocolError,
 )
-from iscsi.wire.keys import Proposal
+from iscsi.wire.keys import KEYS, Proposal, SessionParams
 from iscsi.wire.login import TargetPolicy, refusal
 from tests.iscsi.wire.joined import DISK, HOST, ISID, initiator, join, target
 
@@ -278,6 +278,20 @@ def test_a_policy_that_gives_no_tsih_is_a_target_error():
     assert refused_with(target(TargetPolicy({DISK}, new_tsih=lambda who: 0)), request()) == 0x0300
 
 
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("AuthMethod", "CHAP\nforged line of a log\x1b[2J")],
+        [("MaxRecvDataSegmentLength", "1\nforged line of a log\x1b[2J")],
+        [("SessionType", "\nforged line of a log\x1b[2J")],
+    ],
+)
+def test_what_a_peer_says_cannot_write_lines_of_its_own(pairs):
+    with pytest.raises(ProtocolError, match="forged line") as caught:
+        give(target(), request(NAMES + text.encode(pairs), csg=0, nsg=1))
+    assert str(caught.value).isprintable()
+
+
 ODD_KEYS = ["InitiatorName", "TargetName", "SessionType", "AuthMethod", "HeaderDigest"]
 ODD_KEYS += ["MaxBurstLength", "ImmediateData", "TargetAddress", "CHAP_A", "X-odd", "TSIH"]
 PIECES = st.one_of(
@@ -333,6 +347,60 @@ def test_initiator_survives_anything_that_looks_like_a_response(parts):
     left = initiator()
     left.start()
     _survives(left, [response(data, **fields) for data, fields in parts])
+
+
+NUMBERS = ["0", "1", "01", "007", "0x1", "0x1000", "0X2000", "512", "0512", "4096", "99999999"]
+VALUES = st.sampled_from([*NUMBERS, "-1", "Yes", "No", "None", ",", "Reject", "Irrelevant", DISK])
+LIMITED = Proposal(
+    SessionParams(
+        immediate_data=False,
+        max_burst_length=8192,
+        first_burst_length=8192,
+        default_time2wait=5,
+        default_time2retain=5,
+    )
+)
+
+
+@pytest.mark.parametrize("number", ["1", "01", "0x1", "0X0001"])
+def test_a_portal_group_tag_is_a_number_in_any_form(number):
+    left = initiator(skip_security=True)
+    left.start()
+    give(left, response(f"TargetPortalGroupTag={number}\0".encode(), csg=1, nsg=3, tsih=1))
+    assert left.result.target_portal_group_tag == 1
+
+
+@pytest.mark.parametrize("number", ["4096", "04096", "0x1000"])
+def test_an_answer_is_a_number_in_any_form(number):
+    bursts = Proposal(SessionParams(max_burst_length=8192, first_burst_length=8192))
+    right = target(proposal=bursts)
+    give(right, request())
+    refused = [("MaxBurstLength", number), ("FirstBurstLength", "Reject")]
+    with pytest.raises(RemoteProtocolError, match="FirstBurstLength=Reject"):
+        give(right, request(text.encode(refused)))
+    right = target(proposal=bursts)
+    give(right, request())
+    give(right, request(text.encode([("FirstBurstLength", "512"), ("MaxBurstLength", number)])))
+    assert right.result.session.max_burst_length == 4096
+
+
+@pytest.mark.parametrize("role", ["initiator", "target"])
+@settings(max_examples=300)
+@given(st.data())
+def test_any_answer_to_our_offers_is_taken_or_refused(role, data):
+    if role == "initiator":
+        login = initiator(proposal=LIMITED, skip_security=True)
+        login.start()
+    else:
+        login = target(proposal=LIMITED)
+        give(login, request())
+    pdu = login.data_to_send()
+    asked = [key for key, _ in text.decode(pdu[48 : 48 + bhs.decode(pdu[:48]).data_segment_length])]
+    assert "MaxBurstLength" in asked
+    names = data.draw(st.lists(st.sampled_from([*asked, *KEYS]), max_size=8, unique=True))
+    answer = text.encode([(name, data.draw(VALUES)) for name in names])
+    is_target = role == "target"
+    _survives(login, [request(answer) if is_target else response(answer, csg=1, nsg=3, tsih=1)])
 
 
 @settings(max_examples=150)

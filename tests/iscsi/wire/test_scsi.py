@@ -212,3 +212,59 @@ def test_any_parameter_data_is_read_or_refused(raw):
             parse(raw)
         except RemoteProtocolError:
             continue
+
+
+@pytest.mark.parametrize("descriptor", [False, True])
+def test_what_a_sense_points_at_survives_either_format(descriptor):
+    for specific in (sense.progress(0.25), sense.field_pointer(7, bit=3)):
+        raw = sense.encode_sense(
+            2, 0x041B, information=0x1234, specific=specific, descriptor=descriptor
+        )
+        found = sense.decode_sense(raw)
+        assert (found.specific, found.information, found.code) == (specific, 0x1234, 0x041B)
+    assert len(raw) == (8 + 12 + 8 if descriptor else 18)
+
+
+@pytest.mark.parametrize(
+    ("done", "expected"), [(0, 0), (0.5, 0x8000), (1, 0xFFFF), (-1, 0), (2, 0xFFFF)]
+)
+def test_progress_is_a_fraction_of_65536(done, expected):
+    raw = sense.progress(done)
+    assert (raw[0], int.from_bytes(raw[1:], "big")) == (0x80, expected)
+
+
+def test_a_field_pointer_says_where_and_in_what():
+    assert sense.field_pointer(2).hex() == "c00002"
+    assert sense.field_pointer(258, in_data=True, bit=7).hex() == "8f0102"
+
+
+def test_all_of_the_block_limits_survive():
+    limits = BlockLimits(
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+        unmap_alignment=9,
+        max_write_same_length=1 << 40,
+        max_atomic_length=11,
+        atomic_alignment=12,
+        atomic_granularity=13,
+        max_atomic_length_with_boundary=14,
+        max_atomic_boundary=15,
+        write_same_non_zero=True,
+    )
+    body = scsi_data.build_block_limits(limits)
+    assert len(body) == 60
+    assert scsi_data.parse_block_limits(body) == limits
+    assert scsi_data.parse_block_limits(body[:12]).max_unmap_length == 0
+    assert scsi_data.parse_block_limits(bytes(60)).unmap_alignment is None
+
+
+def test_thin_provisioning_is_told_in_page_b2():
+    body = scsi_data.build_provisioning(thin=True)
+    assert (body[1], body[2]) == (0b1110_0100, 2)
+    assert scsi_data.build_provisioning(thin=False) == bytes(4)

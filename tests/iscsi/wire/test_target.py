@@ -80,7 +80,7 @@ class Scripted:
 
     def request(self, opcode, data=b"", **fields):
         """Send a request other than a command, with the next CmdSN."""
-        self.give(opcode, data, cmd_sn=self.cmd_sn & 0xFFFFFFFF, **fields)
+        self.give(opcode, data, **{"cmd_sn": self.cmd_sn & 0xFFFFFFFF, **fields})
         self.cmd_sn += not fields.get("immediate", 0)
 
     def sent(self):

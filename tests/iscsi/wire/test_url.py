@@ -101,6 +101,28 @@ def test_passwords_are_shown_nowhere():
         assert "hunter" not in str(caught.value)
 
 
+CUT = st.text(st.sampled_from("/?#&%@:=[]+ 0"), min_size=1, max_size=4)
+
+
+@given(st.sampled_from(["me%", "me:", "", "me:3260/"]), st.lists(CUT, min_size=1, max_size=3))
+def test_no_password_is_shown_however_it_is_cut(front, pieces):
+    password = "hunter" + "hunter".join(pieces) + "hunter"
+    path = f"host/{IQN}/0"
+    forms = [
+        f"iscsi://{front}{password}@{path}",
+        f"{front}{password}@iscsi://{path}",
+        f"iscsi://me%x@{path}?target_user=t&target_password={password}",
+    ]
+    for url in forms:
+        try:
+            shown = repr(parse_url(url))
+        except UrlError as error:
+            shown = str(error)
+        if not front and url is forms[0]:
+            continue  # Without a user the text before '@' is one.
+        assert "hunter" not in shown, shown
+
+
 def test_iser_is_asked_for_by_scheme_or_option():
     urls = [f"iser://h/{IQN}/0", f"iscsi://h/{IQN}/0?iser", f"iscsi://h/{IQN}/0?iser=0"]
     assert [parse_url(url).is_iser for url in urls] == [True, True, False]

@@ -1,0 +1,201 @@
+"""Making a lost connection again: pauses, portals in turn, login, a look at whether the unit is
+still the one it was; then the commands that wait go out. It gives up by the user's limit, and at
+once for what no repetition puts right.
+"""
+
+from collections.abc import Iterator
+from random import Random
+from time import monotonic_ns
+from typing import Any, Final
+
+from host.errors import EngineForbidden, EngineMismatch, HostError
+from iscsi.session import unit
+from iscsi.session.core import SessionCore
+from iscsi.session.errors import (
+    AuthError,
+    CommandTimeout,
+    ConnectionLost,
+    NoSuchUnit,
+    TransportError,
+    UnitChanged,
+)
+from iscsi.session.options import Timeouts
+from iscsi.session.outcome import CommandResult
+from iscsi.session.steps import Sleep, Steps
+from iscsi.wire import scsi
+from iscsi.wire.errors import LoginRejected, LoginStatus, RemoteProtocolError, ScsiError
+from iscsi.wire.names import Portal, parse_address
+from iscsi.wire.url import IscsiUrl
+
+# A peer that breaks the protocol again after each login will do so for ever.
+FRUITLESS_MAX: Final = 4
+# Statuses of a target that is starting: it listens before it is configured.
+_NOT_YET: Final = (
+    LoginStatus.TARGET_NOT_FOUND,
+    LoginStatus.TOO_MANY_CONNECTIONS,
+    LoginStatus.SESSION_DOES_NOT_EXIST,
+)
+RETRIED: Final = (
+    TransportError,
+    CommandTimeout,
+    LoginRejected,
+    RemoteProtocolError,
+    NoSuchUnit,
+    ScsiError,
+    OSError,
+)
+
+
+class Express:
+    """The session as recovery sees it: its commands pass all that wait."""
+
+    def __init__(self, core: SessionCore) -> None:
+        self._core = core
+
+    @property
+    def url(self) -> IscsiUrl:
+        """Which target and unit."""
+        return self._core.url
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """The session's."""
+        return self._core.timeouts
+
+    def command(
+        self, cdb: bytes, *, length: int = 0, data: Any = b"", lun: int | None = None
+    ) -> Steps[CommandResult]:
+        """One SCSI command, ahead of all others."""
+        return self._core.command(cdb, length=length, data=data, lun=lun, express=True)
+
+
+class Episode:
+    """One loss and all that follows from it until a command ends well again."""
+
+    def __init__(self, core: SessionCore, random: Random) -> None:
+        recovery = core.options.recovery
+        self._core = core
+        self.completions = core.worker.hot("completions")
+        self.deadline = monotonic_ns() + int(recovery.limit_s * 1e9)
+        self.pauses: Iterator[float] = recovery.pauses(random)
+        self.fruitless = 0
+        self.is_first = True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether commands have ended since."""
+        return self._core.worker.hot("completions") != self.completions
+
+
+class Recovery:
+    """Recovers one session. `facts` is what its unit was when it was opened."""
+
+    def __init__(self, core: SessionCore) -> None:
+        self._core = core
+        self._random = Random()
+        self._episode: Episode | None = None
+        self._portals = [core.url.portal, *_parse_portals(core.options.portals)]
+        self._next = 0
+        self.facts: unit.UnitFacts | None = None
+
+    def add_portals(self, portals: list[Portal]) -> None:
+        """More addresses of the same target, as discovery names them."""
+        self._portals += [portal for portal in portals if portal not in self._portals]
+
+    def recovering(self) -> Steps[None]:
+        """Make the connection again. Raises why that is given up; the session is over then."""
+        core = self._core
+        if self._episode is None or self._episode.is_over:
+            self._episode = Episode(core, self._random)
+        episode, error = self._episode, core.down or ConnectionLost("there is no connection")
+        core.is_recovering = True
+        try:
+            while True:
+                self._check(episode, error)
+                yield Sleep(self._pause(episode, error))
+                try:
+                    with core.worker.load_suspended():
+                        yield from self._attempt()
+                except RETRIED as failed:
+                    if _is_final(failed):
+                        raise
+                    error = failed
+                    self._drop(failed)
+                    continue
+                core.recoveries += 1
+                core.worker.open_gate()
+                return
+        except BaseException as final:
+            self._drop(final)
+            raise
+        finally:
+            core.is_recovering = False
+
+    def _attempt(self) -> Steps[None]:
+        self._core.revive()
+        portal = self._portals[self._next % len(self._portals)]
+        self._next += 1
+        yield from self._core.logging_in(portal)
+        self._next -= 1  # This one is good: begin with it the next time.
+        express = Express(self._core)
+        if self.facts is not None:
+            self.facts = yield from unit.examine_again(express, self.facts)
+        elif self._core.url.lun is not None:
+            yield from unit.patiently(express, scsi.test_unit_ready())
+
+    def _drop(self, error: BaseException) -> None:
+        """Hang up on an attempt that failed."""
+        core = self._core
+        core.down = core.down or (
+            error if isinstance(error, Exception) else ConnectionLost("a login was interrupted")
+        )
+        core.let_go()
+
+    def _check(self, episode: Episode, error: Exception) -> None:
+        """Raise if enough was tried."""
+        if _is_final(error):
+            raise error
+        if isinstance(error, RemoteProtocolError):
+            episode.fruitless += 1
+            if episode.fruitless >= FRUITLESS_MAX:
+                raise error
+        if monotonic_ns() > episode.deadline:
+            raise _given_up(error, f"{self._core.options.recovery.limit_s:g} s")
+
+    def _pause(self, episode: Episode, error: Exception) -> float:
+        try:
+            pause = next(episode.pauses)
+        except StopIteration:
+            raise _given_up(error, f"{self._core.options.recovery.tries} logins") from None
+        if episode.is_first or self._core.pause_s:
+            pause = max(pause, self._core.pause_s)
+            self._core.pause_s = 0
+            episode.is_first = False
+        return pause
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether trying again is of no use."""
+    if isinstance(error, (AuthError, UnitChanged, EngineForbidden, EngineMismatch)):
+        return True
+    if isinstance(error, LoginRejected):
+        return not error.is_retryable and error.status not in _NOT_YET
+    return isinstance(error, HostError) and not isinstance(error, OSError)
+
+
+def _given_up(error: Exception, after: str) -> Exception:
+    """The last error, with the news that no further login is tried."""
+    text = f"{error} (gave up after {after})"
+    if isinstance(error, (ConnectionLost, CommandTimeout, RemoteProtocolError)):
+        return type(error)(text)
+    return ConnectionLost(text)
+
+
+def _parse_portals(texts: Any) -> list[Portal]:
+    found = []
+    for text in texts:
+        portal = parse_address(text)
+        if portal is None:
+            raise ValueError(f"portal {text!r}: expected host[:port]")
+        found.append(portal)
+    return found

@@ -1,0 +1,77 @@
+"""How connections end: behind everything posted or at once, and their memory, which comes back only
+when the engine and the workers are done with it.
+"""
+
+import errno
+from time import monotonic_ns
+
+from iscsi.target import control
+from iscsi.target.connection import NO_DEADLINE, Connection, Phase
+from iscsi.target.pump import PARTING, push_out
+from iscsi.target.server_core import CLOSE, KIND_BITS, SHUTDOWN, ServerCore
+
+
+class Endings(ServerCore):
+    """The part of the server that ends connections."""
+
+    def _leave(self, connection: Connection) -> None:
+        """End a connection once all that was made is posted."""
+        connection.phase = Phase.LEAVING
+        if connection.deadline_ns == NO_DEADLINE:
+            connection.deadline_ns = monotonic_ns() + int(self.config.linger_s * 1e9)
+        control.send_waiting(connection)
+        if push_out(connection.pump_address) and not connection.unsent:
+            connection.pump["error"] = -errno.ESHUTDOWN
+            self._shut(connection)
+
+    def _shut(self, connection: Connection) -> None:
+        """End the stream behind everything posted; then wait a moment for the peer."""
+        connection.phase = Phase.SHUTTING
+        if connection.pump_address:
+            connection.pump["busy"] |= PARTING
+        connection.deadline_ns = monotonic_ns() + int(self.config.linger_s * 1e9)
+        data = connection.slot << KIND_BITS | SHUTDOWN
+        self._post(lambda: bool(self._channel.post_shutdown(connection.endpoint, data)))
+
+    def _close(self, connection: Connection) -> None:
+        """End an endpoint now. Its memory comes back with the completion."""
+        if connection.phase is Phase.CLOSING:
+            return
+        connection.phase, connection.deadline_ns = Phase.CLOSING, NO_DEADLINE
+        # The nexus is lost now, however long a worker still needs our memory.
+        connection.nexus.detach()
+        self._logins.pop(connection, None)
+        if connection.pump_address and connection.pump["error"] == 0:
+            connection.pump["error"] = -errno.ESHUTDOWN
+        data = connection.slot << KIND_BITS | CLOSE
+        self._post(lambda: bool(self._channel.post_close(connection.endpoint, data)))
+
+    def _finish_closed(self) -> None:
+        """Connections that waited for a worker."""
+        for connection in [found for found in self._unfinished if not found.jobs]:
+            self._unfinished.remove(connection)
+            self._closed(connection)
+
+    def _closed(self, connection: Connection) -> None:
+        if connection.jobs:
+            self._unfinished.append(connection)
+            return
+        self.counts["closed"] += 1
+        key = connection.session_key or _key_of(connection)
+        if key is not None and self._sessions.get(key) is connection:
+            del self._sessions[key]
+        self._pumps.pop(connection.pump_address, None)
+        self._endpoints.pop(connection.endpoint, None)
+        self._reserved -= connection.block is not None
+        connection.free()
+        self._slots[connection.slot] = None
+        self._free_slots.append(connection.slot)
+        for successor in connection.successors:
+            self._send_login(successor)
+
+
+def _key_of(connection: Connection) -> tuple[str, int, str] | None:
+    result = connection.result
+    if result is None or result.target_name is None:
+        return None
+    return result.initiator_name, result.isid, result.target_name

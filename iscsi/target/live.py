@@ -1,0 +1,270 @@
+"""Changes while the server serves, and what can be asked of it: targets, units, portals, draining,
+statistics. Each may be called from any thread; it is done in the server's, between two commands.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Final
+
+from host.channel import Completion, resolve
+from iscsi.target import control
+from iscsi.target.access import AccessPolicy
+from iscsi.target.announce import logout_request
+from iscsi.target.config import ServedPortal
+from iscsi.target.connection import Connection, Phase
+from iscsi.target.logins import Logins
+from iscsi.target.portals import Listening, describe_failure
+from iscsi.target.scsi import sanitize
+from iscsi.target.server_core import CALL_S, KIND_BITS, LISTEN, run_call
+from iscsi.target.statistics import session_statistics, unit_statistics
+from iscsi.target.units import LogicalUnit, Target
+from iscsi.wire.names import Portal
+
+LEAVE_S: Final = 10.0  # what sessions are given to log out
+REVOKE_S: Final = 1.0  # the same, for those that may not be here any more
+_LOOK_S: Final = 0.02
+
+
+class LiveChanges(Logins):
+    """The part of the server that an operator talks to."""
+
+    def _wait(self, what: str, is_true: Callable[[], bool], timeout_s: float) -> None:
+        """Wait in another thread for something to become true in the server's."""
+        deadline = time.monotonic() + timeout_s
+        while not self.call(is_true):
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"not within {timeout_s} s: {what}")
+            time.sleep(_LOOK_S)
+
+    # --- targets and units -----------------------------------------------------------------
+
+    def add_target(self, target: Target) -> None:
+        """Serve one more target. Raises ValueError for a name that is taken."""
+
+        def add() -> None:
+            if target.name in self._targets:
+                raise ValueError(f"there is a target called {target.name} already")
+            self._adopt(target.units.values())
+            self._targets[target.name] = target
+
+        self.call(add)
+
+    def remove_target(self, name: str, timeout_s: float = LEAVE_S) -> Target:
+        """Serve a target no more: its sessions are asked to log out, then ended. KeyError.
+
+        Returns it when nobody uses its units any more; its backends are the caller's to close.
+        """
+
+        def remove() -> tuple[Target, list[Connection]]:
+            target = self._targets.pop(name)
+            its = [found for found in self.connections if found.target is target]
+            for connection in its:
+                self._ask_to_leave(connection, timeout_s)
+            return target, its
+
+        target, connections = self.call(remove)
+        gone = lambda: not any(found in self.connections for found in connections)  # noqa: E731
+        self._wait(f"the sessions of {name} are gone", gone, timeout_s + CALL_S)
+        for unit in target.units.values():
+            if all(place is target for place, _ in unit.places):
+                sanitize.stop(unit)
+        return target
+
+    def _target(self, name: str) -> Target:
+        if name not in self._targets:
+            raise KeyError(f"there is no target called {name}")
+        return self._targets[name]
+
+    def add_unit(self, name: str, lun: int, unit: LogicalUnit) -> None:
+        """Serve one more unit of a target; its sessions are told. KeyError, ValueError."""
+
+        def add() -> None:
+            target = self._target(name)
+            self._adopt([unit])
+            target.add_unit(lun, unit)
+
+        self.call(add)
+
+    def remove_unit(self, name: str, lun: int, timeout_s: float = CALL_S) -> LogicalUnit:
+        """Serve a unit no more: its commands end, its sessions are told. KeyError.
+
+        Returns it when no worker uses it any more; its backend is the caller's to close.
+        """
+
+        def remove() -> tuple[LogicalUnit, list[Connection]]:
+            target = self._target(name)
+            if lun not in target.units:
+                raise KeyError(f"{name} has no LUN {lun}")
+            its = [found for found in self._sessions.values() if found.target is target]
+            for connection in its:
+                if connection.protocol is not None:
+                    connection.protocol.abort_lun(lun)
+            return target.remove_unit(lun), its
+
+        unit, connections = self.call(remove)
+
+        def is_idle() -> bool:
+            medium = unit.backend.medium
+            return (medium is None or not medium.jobs) and not any(
+                found.protocol is not None and found.protocol.aborted_work(lun)
+                for found in connections
+            )
+
+        self._wait(f"nobody works on LUN {lun}", is_idle, timeout_s)
+        if not unit.places:
+            sanitize.stop(unit)
+        return unit
+
+    def resize_unit(self, name: str, lun: int, size: int) -> None:
+        """Change a unit's size, in bytes; its sessions are told. KeyError, ValueError, OSError.
+
+        A file is left alone until no worker is busy with it.
+        """
+        answer: Future[None] = Future()
+
+        def resize() -> None:
+            unit = self._target(name).units[lun]
+            medium = unit.backend.medium
+            if medium is None:
+                unit.resize(size)
+                answer.set_result(None)
+            else:
+                change = partial(run_call, answer, lambda: unit.resize(size))
+                self._exclusive.run(medium, change)
+
+        self.call(resize)
+        answer.result(CALL_S)
+
+    def set_access(self, access: AccessPolicy, timeout_s: float = REVOKE_S) -> None:
+        """Judge by another policy from now on. Sessions that it would not let in are asked to log
+        out and then ended; the others may write or not as it says. Secrets count at the next login.
+        """
+
+        def change() -> None:
+            self.access = access
+            for connection in list(self._logins):
+                self._close(connection)  # Half judged by the old one: these try again.
+            for connection in self._sessions.values():
+                if connection.phase is Phase.FULL:
+                    self._judge_again(connection, timeout_s)
+
+        self.call(change)
+
+    def _judge_again(self, connection: Connection, timeout_s: float) -> None:
+        target, result = connection.target, connection.result
+        assert target is not None, "a session of SendTargets alone has no place among these"
+        assert result is not None, "it logged in"
+        grant = self.access.grant_of_session(target.name, result.initiator_name, connection.peer[0])
+        if grant is None:
+            self._ask_to_leave(connection, timeout_s)
+            return
+        connection.nexus.read_only = grant.read_only
+        for lun in target.units:
+            connection.nexus.refresh_gate(lun)
+
+    # --- portals ---------------------------------------------------------------------------
+
+    def add_portal(self, portal: Portal | ServedPortal) -> tuple[str, int]:
+        """Listen on one more portal: its host, and the port it got. Raises OSError.
+
+        Not from the server's own thread, which has to go on for that.
+        """
+        served = portal if isinstance(portal, ServedPortal) else ServedPortal(portal)
+        host, port = served.portal.host, served.portal.port
+        address = resolve(host, port, passive=True)[0]
+        answer: Future[int] = Future()
+
+        def begin() -> None:
+            place = max(self._listening, default=-1) + 1
+            while place in self._beginning:
+                place += 1
+            self._beginning[place] = served, answer
+            data = place << KIND_BITS | LISTEN
+            self._post(lambda: bool(self._channel.post_listen(address, data)))
+
+        self.call(begin)
+        return host, answer.result(CALL_S)
+
+    def _listened(self, place: int, done: Completion) -> None:
+        served, answer = self._beginning.pop(place)
+        if done.status < 0:
+            answer.set_exception(describe_failure(served.portal, -done.status))
+            return
+        self._listening[place] = Listening(served, done.endpoint, done.arg0, self.config)
+        self._accept(place)
+        answer.set_result(done.arg0)
+
+    def remove_portal(self, host: str, port: int) -> None:
+        """Listen there no more; who came by it stays. KeyError."""
+
+        def remove() -> None:
+            places = [
+                place
+                for place, found in self._listening.items()
+                if (found.portal.host, found.port) == (host, port)
+            ]
+            if not places:
+                raise KeyError(f"no portal {host}:{port}")
+            listener = self._listening.pop(places[0]).listener
+            self._post(lambda: bool(self._channel.post_close(listener, 0)))
+
+        self.call(remove)
+
+    # --- leaving ---------------------------------------------------------------------------
+
+    def _ask_to_leave(self, connection: Connection, timeout_s: float) -> None:
+        """Ask a session to log out (RFC 7143 §11.9.1), and end it when it did not."""
+        deadline = time.monotonic_ns() + int(timeout_s * 1e9)
+        connection.deadline_ns = min(connection.deadline_ns, deadline)
+        if connection.phase is Phase.FULL:
+            control.announce(connection, logout_request(timeout_s))
+            self._touch(connection)
+
+    def drain(self, timeout_s: float = LEAVE_S) -> bool:
+        """Let nobody in any more, ask all sessions to log out, and wait until they are gone.
+
+        Whether all went by themselves; those that did not are ended.
+        """
+
+        def begin() -> None:
+            self.draining = True
+            for connection in self.connections:
+                self._ask_to_leave(connection, timeout_s)
+
+        before = self.counts["timeouts in full"]
+        self.call(begin)
+        self._wait("all are gone", lambda: not self.connections, timeout_s + CALL_S)
+        return self.counts["timeouts in full"] == before
+
+    # --- numbers ---------------------------------------------------------------------------
+
+    def statistics(self) -> dict[str, Any]:
+        """Plain numbers of the server, its sessions and its units, all of the same moment."""
+        return self.call(self._statistics)
+
+    def _statistics(self) -> dict[str, Any]:
+        return {
+            "portals": [
+                {"host": found.portal.host, "port": found.port, "tag": found.tag}
+                for found in self._listening.values()
+            ],
+            "counts": dict(self.counts),
+            "draining": self.draining,
+            "files": self.file_counts,
+            "buffers": {"taken": self.buffers.taken, "refused": self.buffers.refused},
+            "sessions": [session_statistics(found) for found in self._pumps.values()],
+            "targets": [
+                {
+                    "name": target.name,
+                    "alias": target.alias,
+                    "sessions": len(target.nexuses),
+                    "units": [
+                        unit_statistics(target, lun, unit)
+                        for lun, unit in sorted(target.units.items())
+                    ],
+                }
+                for target in self._targets.values()
+            ],
+        }

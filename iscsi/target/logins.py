@@ -1,0 +1,219 @@
+"""How connections come: accepted, logged in one PDU at a time, judged, and taken to the full
+feature phase. What logins may take is bounded, and the oldest one makes room.
+"""
+
+import logging
+from functools import partial
+from time import monotonic_ns
+from typing import Any, Final
+
+from host.channel import Completion
+from iscsi.target.connection import Connection, Phase
+from iscsi.target.endings import Endings
+from iscsi.target.keepalive import Keepalive
+from iscsi.target.server_core import (
+    ACCEPT,
+    KIND_BITS,
+    LOGIN_DATA,
+    LOGIN_HEADER,
+    LOGIN_SEND,
+    NO_MEMORY,
+)
+from iscsi.wire.errors import LoginStatus, ProtocolError
+from iscsi.wire.keys import SessionParams
+from iscsi.wire.login import LoginIdentity, TargetLogin, TargetPolicy, refusal
+from iscsi.wire.security import TargetSecurity
+from iscsi.wire.sense import Asc
+
+log: Final = logging.getLogger(__name__)
+
+
+class Logins(Endings):
+    """The part of the server that lets initiators in."""
+
+    def _accept(self, place: int) -> None:
+        data = place << KIND_BITS | ACCEPT
+        listener = self._listening[place].listener
+        self._post(lambda: bool(self._channel.post_accept(listener, data)))
+
+    def _accepted(self, place: int, done: Completion) -> None:
+        listening = self._listening.get(place)
+        if listening is None:  # The portal is no more.
+            if done.status == 0:
+                self._post(lambda: bool(self._channel.post_close(done.endpoint, 0)))
+            return
+        self._accept(place)
+        if done.status < 0:
+            self.counts["accepts failed"] += 1
+            return
+        self.counts["accepted"] += 1
+        if len(self._logins) >= self.config.max_logins:
+            self.counts["logins crowded out"] += 1
+            self._close(next(iter(self._logins)))
+        if not self._free_slots:
+            # The slots of closing connections come back in a moment; this peer tries again.
+            self._post(lambda: bool(self._channel.post_close(done.endpoint, 0)))
+            return
+        slot = self._free_slots.pop()
+        deadline = monotonic_ns() + int(self.config.login_timeout_s * 1e9)
+        connection = Connection(slot, done.endpoint, done.peer, deadline)
+        connection.portal_group_tag = listening.tag
+        self._slots[slot] = connection
+        self._endpoints[done.endpoint] = connection
+        try:
+            connection.begin_login(
+                self._engine,
+                TargetLogin(
+                    self._policy(connection),
+                    proposal=self.config.proposal,
+                    command_window=self.config.window,
+                ),
+            )
+        except NO_MEMORY as error:
+            log.warning("%s: no memory for its login: %s", connection, error)
+            self._close(connection)
+            return
+        self._logins[connection] = None
+        self._receive_login(connection, LOGIN_HEADER, connection.login_header)
+
+    def _policy(self, connection: Connection) -> TargetPolicy:
+        return TargetPolicy(
+            self._targets.keys(),
+            portal_group_tag=connection.portal_group_tag,
+            authorize=partial(self._authorize, connection),
+            join=self._join,
+            admit=partial(self._admit, connection),
+            new_tsih=self._new_tsih,
+        )
+
+    def _authorize(self, connection: Connection, identity: LoginIdentity) -> TargetSecurity:
+        admission = self.access.authorize(identity, connection.peer[0])
+        connection.read_only = admission.read_only
+        return admission.security
+
+    def _join(self, identity: LoginIdentity) -> SessionParams:
+        """The session whose only connection a login replaces (RFC 7143 §6.3.4); others are
+        refused, since a session has one connection.
+        """
+        name = identity.target_name or ""
+        found = self._sessions.get((identity.initiator_name, identity.isid, name))
+        if found is None or found.result is None or found.result.tsih != identity.tsih:
+            raise refusal(LoginStatus.SESSION_DOES_NOT_EXIST)
+        if found.result.cid != identity.cid:
+            raise refusal(LoginStatus.TOO_MANY_CONNECTIONS)
+        return found.result.session
+
+    def _may_see(self, connection: Connection, target_name: str) -> bool:
+        """Whether SendTargets tells this session of a target."""
+        assert connection.result is not None, "it logged in"
+        initiator = connection.result.initiator_name
+        return self.access.is_visible(target_name, initiator, connection.peer[0])
+
+    def _admit(self, connection: Connection, identity: LoginIdentity) -> None:
+        """Reserve what the session will need, or refuse the login (RFC 7143 §11.13.5)."""
+        name = identity.target_name
+        target = None if name is None else self._targets.get(name)
+        if name is not None and target is None:  # since the name was checked, a proof was made
+            raise refusal(LoginStatus.TARGET_REMOVED, name)
+        if self.draining:
+            raise refusal(LoginStatus.SERVICE_UNAVAILABLE, "the target is being stopped")
+        replaces = name is not None and (
+            (identity.initiator_name, identity.isid, name) in self._sessions
+        )
+        if self._reserved >= self.config.max_connections and not replaces:
+            self.counts["refused"] += 1
+            raise refusal(LoginStatus.OUT_OF_RESOURCES, "too many connections")
+        try:
+            connection.reserve(self._engine, target, self._limits)
+        except NO_MEMORY as error:
+            self.counts["refused"] += 1
+            raise refusal(LoginStatus.OUT_OF_RESOURCES, str(error)) from error
+        self._reserved += 1
+        if target is not None:
+            target.portal_groups = self._portal_groups
+
+    def _portal_groups(self) -> set[int]:
+        return {each.tag for each in self._listening.values()}
+
+    def _new_tsih(self, identity: LoginIdentity) -> int:
+        used = {found.result.tsih for found in self._sessions.values() if found.result}
+        while True:
+            self._tsih = self._tsih % 0xFFFF + 1
+            if self._tsih not in used:
+                return self._tsih
+
+    # --- login -------------------------------------------------------------------------------
+
+    def _receive_login(self, connection: Connection, kind: int, into: Any) -> None:
+        data = connection.slot << KIND_BITS | kind
+        endpoint = connection.endpoint
+        self._post(lambda: bool(self._channel.post_recv(endpoint, into, data, exact=True)))
+
+    def _login_step(self, connection: Connection, kind: int, done: Completion) -> None:
+        login = connection.login
+        if login is None:
+            return
+        if kind == LOGIN_SEND:
+            self._login_sent(connection, login, done)
+            return
+        try:
+            header = connection.login_header.tobytes()
+            length = login.segment_length(header) if kind == LOGIN_HEADER else done.length
+            if kind == LOGIN_HEADER and length:
+                self._receive_login(connection, LOGIN_DATA, connection.login_data(length))
+                return
+            login.receive_pdu(header, connection.login_data(length).tobytes())
+        except ProtocolError as error:
+            self.counts["logins failed"] += 1
+            log.info("%s: %s", connection, error)
+        self._send_login(connection)
+
+    def _send_login(self, connection: Connection) -> None:
+        """Send the response; the last one only when the session it replaces is gone."""
+        login = connection.login
+        if login is None or connection.phase is not Phase.LOGIN:
+            return
+        key = connection.session_key
+        if key is not None:
+            before = self._sessions.get(key)
+            if before is not None and before is not connection:
+                self.counts["sessions reinstated"] += 1
+                before.successors.append(connection)
+                self._close(before)
+                return
+            self._sessions[key] = connection
+        out = login.data_to_send()
+        if not out:
+            self._close(connection)
+            return
+        place = connection.login_output(out)
+        data = connection.slot << KIND_BITS | LOGIN_SEND
+        self._post(lambda: bool(self._channel.post_send(connection.endpoint, place, data)))
+
+    def _login_sent(self, connection: Connection, login: TargetLogin, done: Completion) -> None:
+        if login.failed:
+            self._shut(connection)
+        elif not login.done:
+            self._receive_login(connection, LOGIN_HEADER, connection.login_header)
+        else:
+            self._enter(connection, done.arg0)
+
+    def _enter(self, connection: Connection, base: int) -> None:
+        """From login to the full feature phase."""
+        staging = self.config.staging(len(self._pumps))
+        try:
+            context = self._channel.context
+            connection.enter(self._engine, context, self._limits, staging, base, self.buffers)
+        except NO_MEMORY as error:
+            log.warning("%s: no memory for its session: %s", connection, error)
+            self._close(connection)
+            return
+        connection.keepalive = Keepalive(
+            int(self.config.nop_interval_s * 1e9), int(self.config.nop_timeout_s * 1e9)
+        )
+        self.counts["logged in"] += 1
+        self._logins.pop(connection, None)
+        self._pumps[connection.pump_address] = connection
+        for lun in connection.target.units if connection.target else ():
+            connection.nexus.raise_attention(lun, Asc.POWER_ON_RESET)
+        self._touch(connection)

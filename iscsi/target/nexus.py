@@ -1,0 +1,146 @@
+"""An I_T nexus: who the initiator port is, and what waits for it at each unit of the target. Only
+the server's thread changes it; compiled code sees one word per unit, which `refresh_gate` keeps.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+from iscsi.wire.lun import GATE_CLOSED, GATE_OPEN, GATE_READS_ONLY
+from iscsi.wire.sense import Asc
+
+if TYPE_CHECKING:
+    from iscsi.target.units import Target
+
+_ISCSI_WITH_ISID: Final = 0x45  # format code 01b, protocol identifier 5h
+_NAME_ALIGNMENT: Final = 4
+# A reset says more than what it resets: it takes the place of what waits (SAM-5 §5.14.2).
+RESETS: Final = frozenset(
+    (Asc.POWER_ON_RESET, Asc.POWER_ON_OCCURRED, Asc.BUS_RESET_OCCURRED, Asc.DEVICE_RESET_OCCURRED)
+)
+_NEXUS_LOSS: Final = Asc.I_T_NEXUS_LOSS
+
+
+def transport_id(initiator_name: str, isid: int) -> bytes:
+    """The TransportID of an iSCSI initiator port (SPC-4 §7.6.4.6, format code 01b)."""
+    name = f"{initiator_name},i,0x{isid:012x}".encode() + b"\0"
+    padded = max(20, -(-len(name) // _NAME_ALIGNMENT) * _NAME_ALIGNMENT)
+    return bytes((_ISCSI_WITH_ISID, 0)) + padded.to_bytes(2, "big") + name.ljust(padded, b"\0")
+
+
+class Tasks(Protocol):
+    """What a nexus asks of its session's tasks."""
+
+    def abort_lun(self, lun: int | None = None) -> int:
+        """End those for one unit, or all of them."""
+
+    def aborted_work(self, lun: int | None = None) -> int:
+        """How many aborted ones somebody still works on."""
+
+    @property
+    def jobs(self) -> int:
+        """How many somebody else works on, aborted ones included."""
+
+
+def relative_port(portal_group_tag: int) -> int:
+    """The relative target port identifier of a portal group: its tag, or another number than 0."""
+    return portal_group_tag or 0xFFFF
+
+
+@dataclass(eq=False)
+class Nexus:
+    """One I_T nexus. `write_word(lun, value)` tells compiled code; it is absent in tests."""
+
+    initiator_name: str = ""
+    isid: int = 0
+    portal_group_tag: int = 1
+    relative_port: int = 0  # by default the tag: a portal group is a target port (RFC 7143 §4.4)
+    read_only: bool = False  # this initiator may read only, whatever the unit says
+    target: "Target | None" = None
+    write_word: Callable[[int, int], None] | None = None
+    tasks: Tasks | None = None  # until the session's memory is given back
+    _waiting: dict[int, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.relative_port = self.relative_port or relative_port(self.portal_group_tag)
+
+    @property
+    def transport_id(self) -> bytes:
+        """The initiator port's TransportID."""
+        return transport_id(self.initiator_name, self.isid)
+
+    def raise_attention(self, lun: int, code: int) -> None:
+        """Have the next command for a LUN answered with a unit attention (SAM-5 §5.14)."""
+        waiting = self._waiting.setdefault(lun, [])
+        if code in waiting:
+            return
+        if code in RESETS:
+            waiting.clear()
+        waiting.append(code)
+        self.refresh_gate(lun)
+
+    def pending(self, lun: int | None) -> int | None:
+        """The unit attention that is reported next, which stays."""
+        waiting = self._waiting.get(lun) if lun is not None else None
+        return waiting[0] if waiting else None
+
+    def take_attention(self, lun: int | None) -> int | None:
+        """The unit attention that is reported next, once."""
+        if lun is None or not self._waiting.get(lun):
+            return None
+        code = self._waiting[lun].pop(0)
+        self.refresh_gate(lun)
+        return code
+
+    def luns_reported(self) -> None:
+        """The list of units was read: what said that it changed is no news any more."""
+        for lun, waiting in self._waiting.items():
+            if Asc.REPORTED_LUNS_CHANGED in waiting:
+                waiting.remove(Asc.REPORTED_LUNS_CHANGED)
+                self.refresh_gate(lun)
+
+    def abort_tasks(self, lun: int | None = None) -> None:
+        """End this nexus' tasks at one unit, or at all, without a response."""
+        if self.tasks is not None:
+            self.tasks.abort_lun(lun)
+
+    def aborted_work(self, lun: int | None = None) -> int:
+        """On how many of those somebody still works: they may still reach the medium."""
+        return 0 if self.tasks is None else self.tasks.aborted_work(lun)
+
+    @property
+    def jobs(self) -> int:
+        """Commands that somebody else works on, aborted ones included."""
+        return 0 if self.tasks is None else self.tasks.jobs
+
+    def forget(self, lun: int) -> None:
+        """Drop what waits at a unit that is gone."""
+        self._waiting.pop(lun, None)
+        self.refresh_gate(lun)
+
+    def refresh_gate(self, lun: int) -> None:
+        """Tell compiled code whether it may serve this nexus' READ and WRITE of a unit."""
+        if self.write_word is None:
+            return
+        unit = None if self.target is None else self.target.units.get(lun)
+        restricted = unit is not None and unit.reservations.restricts(self)
+        gate = GATE_READS_ONLY if self.read_only else GATE_OPEN
+        if self._waiting.get(lun) or restricted:
+            gate = GATE_CLOSED
+        self.write_word(lun, gate)
+
+    def attach(self, target: "Target", write_word: Callable[[int, int], None] | None) -> None:
+        """Begin: the target's units know of this nexus from now on."""
+        self.target, self.write_word = target, write_word
+        target.nexuses.append(self)
+        for lun in target.units:
+            self.refresh_gate(lun)
+
+    def detach(self) -> None:
+        """I_T nexus loss (SAM-5 §6.3.4): what it held at the units is given back. Idempotent."""
+        target, self.target, self.write_word = self.target, None, None
+        if target is None:
+            return
+        target.nexuses.remove(self)
+        for unit in target.units.values():
+            unit.nexus_lost(self)

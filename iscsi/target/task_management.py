@@ -1,0 +1,199 @@
+"""Task management (RFC 7143 §11.5, SAM-5 §7): what a function ends, whom it tells, and when it may
+be answered. A function has acted before its response is made: tasks that somebody else still works
+on are ended at once, but the response waits until that work is over.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from iscsi.target.connection import Connection, Phase
+from iscsi.target.units import LogicalUnit
+from iscsi.wire.bhs import Header, TaskFunction, TaskFunctionResponse
+from iscsi.wire.errors import RemoteProtocolError
+from iscsi.wire.scsi import decode_lun
+from iscsi.wire.sense import Asc
+from iscsi.wire.target import TargetConnection
+
+_EVERY_UNIT: Final = None
+
+
+@dataclass(frozen=True, slots=True)
+class Managed:
+    """A function that has acted. `touched`: the sessions of which it ended tasks, and the LUN;
+    `ends`: the sessions that end once its response is sent.
+    """
+
+    itt: int
+    response: TaskFunctionResponse
+    touched: tuple[tuple[Connection, int | None], ...] = ()
+    ends: tuple[Connection, ...] = ()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody works any more on what it ended."""
+        return not any(
+            session.protocol is not None and session.protocol.aborted_work(lun)
+            for session, lun in self.touched
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LateAnswer:
+    """A command that was done, and is answered by `give` when the work it ended is over."""
+
+    is_done: Callable[[], bool]
+    give: Callable[[], None]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it can be answered."""
+        return self.is_done()
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request, and the sessions of the server."""
+
+    connection: Connection
+    header: Header
+    sessions: tuple[Connection, ...]
+
+    @property
+    def lun(self) -> int | None:
+        return decode_lun(self.header.lun)
+
+    @property
+    def unit(self) -> LogicalUnit | None:
+        """The unit that is named, if there is one."""
+        target, lun = self.connection.target, self.lun
+        return None if target is None or lun is None else target.units.get(lun)
+
+    def managed(
+        self,
+        response: TaskFunctionResponse = TaskFunctionResponse.COMPLETE,
+        touched: Iterable[tuple[Connection, int | None]] = (),
+        ends: Iterable[Connection] = (),
+    ) -> Managed:
+        """What became of it."""
+        return Managed(self.header.itt, response, tuple(touched), tuple(ends))
+
+    def places(self, unit: LogicalUnit) -> list[tuple[Connection, int]]:
+        """Every session that sees a unit, and the LUN it sees it at."""
+        return [
+            (session, lun)
+            for session in self.sessions
+            if session.target is not None and session.protocol is not None
+            for lun, known in session.target.units.items()
+            if known is unit
+        ]
+
+    def abort(self, session: Connection, lun: int | None) -> int:
+        """End a session's tasks; of the asking one only those that came before the request."""
+        before = self.header.cmd_sn if session is self.connection else None
+        return _protocol(session).abort_lun(lun, before=before)
+
+
+def manage(connection: Connection, header: Header, sessions: Iterable[Connection]) -> Managed:
+    """Carry a Task Management Function Request out. RemoteProtocolError in a discovery session."""
+    if connection.target is None:
+        raise RemoteProtocolError("task management in a discovery session")
+    asked = _Asked(connection, header, tuple(sessions))
+    function = _FUNCTIONS.get(header.function)
+    if function is not None:
+        return function(asked)
+    if header.function == TaskFunction.TASK_REASSIGN:
+        return asked.managed(TaskFunctionResponse.REASSIGNMENT_NOT_SUPPORTED)
+    known = header.function in set(TaskFunction)
+    response = TaskFunctionResponse.NOT_SUPPORTED if known else TaskFunctionResponse.REJECTED
+    return asked.managed(response)
+
+
+def _protocol(connection: Connection) -> TargetConnection:
+    assert connection.protocol is not None, "only the full feature phase has tasks"
+    return connection.protocol
+
+
+def _abort_task(asked: _Asked) -> Managed:
+    """One task of this session; one that is on its way counts as received (RFC 7143 §11.5.5)."""
+    header, protocol = asked.header, _protocol(asked.connection)
+    if protocol.abort_task(header.referenced_task_tag):
+        return asked.managed(touched=[(asked.connection, asked.lun)])
+    if protocol.count_as_received(header.ref_cmd_sn, header.cmd_sn):
+        return asked.managed()
+    return asked.managed(TaskFunctionResponse.TASK_DOES_NOT_EXIST)
+
+
+def _abort_task_set(asked: _Asked) -> Managed:
+    """This session's tasks for one unit."""
+    if asked.unit is None:
+        return asked.managed(TaskFunctionResponse.LUN_DOES_NOT_EXIST)
+    asked.abort(asked.connection, asked.lun)
+    return asked.managed(touched=[(asked.connection, asked.lun)])
+
+
+def _clear_task_set(asked: _Asked) -> Managed:
+    """Every session's tasks for one unit: its sessions share one task set, and TAS is 0, so that
+    the others learn of it by a unit attention (SAM-5 §5.6, §7.5).
+    """
+    unit = asked.unit
+    if unit is None:
+        return asked.managed(TaskFunctionResponse.LUN_DOES_NOT_EXIST)
+    touched = asked.places(unit)
+    for session, lun in touched:
+        if asked.abort(session, lun) and session is not asked.connection:
+            session.nexus.raise_attention(lun, Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
+    return asked.managed(touched=touched)
+
+
+def _reset_unit(asked: _Asked, unit: LogicalUnit, code: Asc) -> list[tuple[Connection, int]]:
+    """End all tasks of a unit and what they set up, and tell every session (SAM-5 §6.3.3)."""
+    touched = asked.places(unit)
+    for session, lun in touched:
+        asked.abort(session, lun)
+    unit.reset()
+    for session, lun in touched:
+        session.nexus.raise_attention(lun, code)
+    return touched
+
+
+def _logical_unit_reset(asked: _Asked) -> Managed:
+    unit = asked.unit
+    if unit is None:
+        return asked.managed(TaskFunctionResponse.LUN_DOES_NOT_EXIST)
+    return asked.managed(touched=_reset_unit(asked, unit, Asc.DEVICE_RESET_OCCURRED))
+
+
+def _reset_target(asked: _Asked) -> tuple[list[tuple[Connection, int | None]], list[Connection]]:
+    """Reset every unit of the target, and end tasks of units that are not there."""
+    target = asked.connection.target
+    assert target is not None, "discovery sessions were sent away"
+    touched: list[tuple[Connection, int | None]] = []
+    for unit in dict.fromkeys(target.units.values()):
+        touched += _reset_unit(asked, unit, Asc.BUS_RESET_OCCURRED)
+    sessions = [each for each in asked.sessions if each.target is target]
+    for session in sessions:
+        if session.protocol is not None:
+            asked.abort(session, _EVERY_UNIT)
+    return touched, sessions
+
+
+def _target_warm_reset(asked: _Asked) -> Managed:
+    return asked.managed(touched=_reset_target(asked)[0])
+
+
+def _target_cold_reset(asked: _Asked) -> Managed:
+    """The same, and all sessions with the target end, this one after its response is sent."""
+    touched, sessions = _reset_target(asked)
+    ends = [session for session in sessions if session.phase is Phase.FULL]
+    return asked.managed(touched=touched, ends=ends)
+
+
+_FUNCTIONS: Final[Mapping[int, Callable[[_Asked], Managed]]] = {
+    TaskFunction.ABORT_TASK: _abort_task,
+    TaskFunction.ABORT_TASK_SET: _abort_task_set,
+    TaskFunction.CLEAR_TASK_SET: _clear_task_set,
+    TaskFunction.LOGICAL_UNIT_RESET: _logical_unit_reset,
+    TaskFunction.TARGET_WARM_RESET: _target_warm_reset,
+    TaskFunction.TARGET_COLD_RESET: _target_cold_reset,
+}

@@ -1,0 +1,35 @@
+"""The guest that the tests with a kernel share: booted once, when the first of them asks for it."""
+
+import pytest
+
+from tests.guest import image, lio
+from tests.guest.machine import Guest
+from tests.guest.open_iscsi import OpenIscsi
+from tests.iscsi.session.tgt import free_port
+
+
+@pytest.fixture(scope="session")
+def guest_image():
+    """The image, made if it is not there; a minute the first time."""
+    return image.prepare()
+
+
+@pytest.fixture(scope="session")
+def guest(guest_image):
+    """A running guest; `guest.lio_port` leads to the port of the kernel target in it."""
+    port = free_port()
+    with Guest(guest_image, forwards=[(port, lio.PORT)]) as running:
+        running.lio_port = port
+        yield running
+
+
+@pytest.fixture(scope="session")
+def open_iscsi(guest):
+    """The kernel's initiator."""
+    return OpenIscsi(guest)
+
+
+@pytest.fixture(scope="session")
+def kernel_target(guest):
+    """The kernel's target."""
+    return lio.Lio(guest)

@@ -1,0 +1,258 @@
+"""Changes while a server serves: targets, units, sizes, portals, draining; and what it tells."""
+
+import errno
+import threading
+
+import pytest
+
+import host
+from iscsi.target.backends import FileBackend, NullBackend
+from iscsi.target.config import ServedPortal, ServerConfig
+from iscsi.target.server import TargetServer
+from iscsi.target.storage import store_at
+from iscsi.target.units import LogicalUnit, Target
+from iscsi.wire import discovery, scsi, text
+from iscsi.wire.bhs import Opcode
+from iscsi.wire.errors import LoginRejected, LoginStatus
+from iscsi.wire.names import Portal
+from tests.iscsi.target.serving import NAME, OTHER, Raw, wait_until
+
+SIZE = 1 << 20
+BLOCK = 512
+MORE = "iqn.2026-01.org.example:more"
+CHECK_CONDITION = 2
+
+
+class Live:
+    """A server with one null unit, in a thread; the test is the operator."""
+
+    def __init__(self, **options):
+        self._options = {"portals": (Portal("127.0.0.1", 0),), **options}
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="target", daemon=True)
+        self.error = self.server = None
+
+    def _run(self):
+        try:
+            with host.connect("inline:") as engine:
+                target = Target(NAME, {0: LogicalUnit(NullBackend(SIZE))})
+                with TargetServer(engine, ServerConfig((target,), **self._options)) as self.server:
+                    self.port = self.server.bound[0][1]
+                    self._ready.set()
+                    self.server.serve_forever()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._ready.set()
+
+    def __enter__(self):
+        self._thread.start()
+        assert self._ready.wait(90), "the server does not start"
+        if self.error:
+            raise self.error
+        return self
+
+    def __exit__(self, *_):
+        if self.server is not None:
+            self.server.stop()
+        self._thread.join(60)
+        assert not self._thread.is_alive(), "the server does not stop"
+        if self.error:
+            raise self.error
+
+    def log_in(self, port=None, **options):
+        return Raw(port or self.port).log_in(**options)
+
+
+@pytest.fixture
+def live():
+    with Live() as made:
+        yield made
+
+
+def sense_of(raw, lun=0):
+    """Additional sense code of the unit attention that waits, or None."""
+    raw.command(scsi.test_unit_ready(), lun=lun)
+    header, sense = raw.take()
+    return int.from_bytes(sense[14:16], "big") if header.status == CHECK_CONDITION else None
+
+
+def discover(port):
+    with Raw(port) as raw:
+        raw.log_in(target=None)
+        raw.request(Opcode.TEXT_REQUEST, text.encode([("SendTargets", "All")]), ttt=0xFFFFFFFF)
+        _, data = raw.take()
+        return {
+            found.name: [str(portal) for portal in found.portals]
+            for found in discovery.parse_response(data)
+        }
+
+
+def test_a_target_added_is_found_and_used(live):
+    live.server.add_target(Target(MORE, {3: LogicalUnit(NullBackend(SIZE))}))
+    assert set(discover(live.port)) == {NAME, MORE}
+    with live.log_in(target=MORE) as raw:
+        raw.clear_attention(3)
+        assert raw.read(0, 8, lun=3) == bytes(4096)
+    with pytest.raises(ValueError, match="already"):
+        live.server.add_target(Target(MORE, {}))
+
+
+def test_a_target_removed_asks_its_sessions_to_leave_and_ends_them(live):
+    with live.log_in() as polite, live.log_in(isid=5) as deaf:
+        done = []
+        thread = threading.Thread(
+            target=lambda: done.append(live.server.remove_target(NAME, timeout_s=2))
+        )
+        thread.start()
+        header, _ = polite.take()
+        assert header.opcode is Opcode.ASYNC_MESSAGE
+        assert (header.async_event, header.parameter3) == (1, 2)
+        polite.log_out()
+        assert deaf.is_closed()
+        thread.join(60)
+        assert done[0].name == NAME
+    assert discover(live.port) == {}
+    with pytest.raises(KeyError):
+        live.server.remove_target(NAME)
+
+
+def test_a_unit_added_is_announced_and_served(live, tmp_path):
+    with live.log_in() as raw:
+        raw.clear_attention()
+        backend = FileBackend(tmp_path / "disk", size=SIZE)
+        live.server.add_unit(NAME, 7, LogicalUnit(backend))
+        assert sense_of(raw) == 0x3F0E
+        raw.clear_attention(7)
+        raw.write(0, bytes(4096), lun=7)
+        assert raw.read(0, 8, lun=7) == bytes(4096)
+        with pytest.raises(ValueError, match="taken"):
+            live.server.add_unit(NAME, 7, LogicalUnit(NullBackend(SIZE)))
+        assert live.server.remove_unit(NAME, 7).backend is backend
+        backend.close()
+        raw.command(scsi.test_unit_ready(), lun=7)
+        header, sense = raw.take()
+        assert header.status == CHECK_CONDITION
+        assert sense[14:16] == b"\x25\0"
+    with pytest.raises(KeyError):
+        live.server.remove_unit(NAME, 7)
+
+
+def test_a_unit_that_grew_is_announced_and_has_its_new_blocks(live, tmp_path):
+    backend = FileBackend(tmp_path / "disk", size=SIZE, thin=True)
+    live.server.add_unit(NAME, 1, LogicalUnit(backend))
+    with live.log_in() as raw:
+        raw.clear_attention(1)
+        live.server.resize_unit(NAME, 1, 2 * SIZE)
+        assert sense_of(raw, 1) == 0x2A09
+        assert raw.read(SIZE // BLOCK, 8, lun=1) == bytes(4096)
+    with pytest.raises(ValueError, match="blocks"):
+        live.server.resize_unit(NAME, 1, 1000)
+    live.server.remove_unit(NAME, 1)
+    backend.close()
+
+
+def test_a_unit_is_cut_off_only_when_no_worker_is_busy_with_it(live, tmp_path):
+    backend = FileBackend(tmp_path / "disk", size=SIZE)
+    live.server.add_unit(NAME, 1, LogicalUnit(backend))
+    jobs = backend.medium._record["jobs"]
+
+    def change_jobs(by):
+        jobs[0] += by
+        store_at(live.server._files.address)[0]["at_rest"] = 1
+
+    live.server.call(lambda: change_jobs(1))
+    thread = threading.Thread(target=lambda: live.server.resize_unit(NAME, 1, SIZE // 2))
+    thread.start()
+    wait_until("it holds the medium", lambda: backend.medium._record["held"][0] == 1)
+    assert backend.size == SIZE
+    live.server.call(lambda: change_jobs(-1))
+    thread.join(60)
+    assert backend.size == SIZE // 2
+    assert (tmp_path / "disk").stat().st_size == SIZE // 2
+    live.server.remove_unit(NAME, 1)
+    backend.close()
+
+
+def test_a_portal_added_is_listened_on_and_a_removed_one_is_not(live):
+    _, port = live.server.add_portal(Portal("127.0.0.1", 0, 9))
+    with live.log_in(port) as raw:
+        assert raw.result.target_portal_group_tag == 9
+        assert f"127.0.0.1:{port},9" in discover(port)[NAME]
+        live.server.remove_portal("127.0.0.1", port)
+        raw.clear_attention()
+        wait_until("the listener is closed", lambda: _refuses(port))
+        assert raw.read(0, 8) == bytes(4096)
+    assert discover(live.port) == {NAME: [f"127.0.0.1:{live.port},1"]}
+    with pytest.raises(KeyError):
+        live.server.remove_portal("127.0.0.1", port)
+
+
+def _refuses(port):
+    try:
+        Raw(port).socket.close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_a_portal_that_is_taken_says_which(live):
+    with pytest.raises(OSError, match=f"127.0.0.1:{live.port}: another server") as caught:
+        live.server.add_portal(Portal("127.0.0.1", live.port))
+    assert caught.value.errno == errno.EADDRINUSE
+
+
+def test_discovery_tells_what_each_portal_advertises():
+    portals = (
+        ServedPortal(Portal("127.0.0.1", 0, 2), Portal("192.0.2.1", 3333)),
+        ServedPortal(Portal("127.0.0.1", 0), Portal("198.51.100.7", 0)),
+        Portal("127.0.0.1", 0),
+    )
+    with Live(portals=portals) as live:
+        _, second, third = (port for _, port in live.server.bound)
+        assert discover(live.port)[NAME] == [
+            "192.0.2.1:3333,2",
+            f"198.51.100.7:{second},1",
+            f"127.0.0.1:{third},1",
+        ]
+
+
+def test_a_draining_server_lets_nobody_in_and_everybody_out(live):
+    with live.log_in() as raw:
+        done = []
+        thread = threading.Thread(target=lambda: done.append(live.server.drain(timeout_s=20)))
+        thread.start()
+        assert raw.take()[0].opcode is Opcode.ASYNC_MESSAGE
+        with Raw(live.port) as late, pytest.raises(LoginRejected) as caught:
+            late.log_in(isid=9)
+        assert caught.value.status == LoginStatus.SERVICE_UNAVAILABLE
+        raw.log_out()
+        raw.socket.close()
+        thread.join(60)
+        assert done == [True]
+
+
+def test_statistics_tell_sessions_and_units_by_number(live):
+    with live.log_in() as raw:
+        raw.clear_attention()
+        raw.read(0, 8)
+        raw.read(8, 16)
+        raw.write(0, bytes(512))
+        found = live.server.statistics()
+        (session,) = found["sessions"]
+        assert session["initiator"].startswith("iqn.")
+        assert session["target"] == NAME
+        assert session["commands"] == 4
+        (unit,) = found["targets"][0]["units"]
+        counted = {name: unit[name] for name in ("reads", "writes", "read_bytes", "written_bytes")}
+        assert counted == {"reads": 2, "writes": 1, "read_bytes": 24 * 512, "written_bytes": 512}
+        assert found["portals"] == [{"host": "127.0.0.1", "port": live.port, "tag": 1}]
+        assert found["targets"][0]["sessions"] == 1
+
+
+def test_another_target_is_not_touched_by_a_removal(live):
+    live.server.add_target(Target(OTHER, {0: LogicalUnit(NullBackend(SIZE))}))
+    with live.log_in(target=OTHER) as raw:
+        raw.clear_attention()
+        live.server.remove_target(NAME, timeout_s=1)
+        assert raw.read(0, 8) == bytes(4096)
