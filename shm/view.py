@@ -8,7 +8,7 @@ writes; words that others write go through `shm.atomics`.
 
 import ctypes
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from llvmlite import ir
@@ -39,6 +39,44 @@ def _pointer(typing_context: Any, address: Any) -> Any:
     return types.voidptr(types.intp), codegen
 
 
+class _PlainWindow:
+    """A window for code that runs uncompiled: its numbers behave as the compiler's do.
+
+    Read, a field is a Python integer, so that arithmetic widens instead of overflowing in the
+    field's own type; written, a number keeps the low bits that fit, as a machine's store does.
+    """
+
+    def __init__(self, array: Window) -> None:
+        self._array = array
+
+    def __getitem__(self, index: int) -> "_PlainRecord":
+        return _PlainRecord(self._array[index])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._array, name)
+
+
+class _PlainRecord:
+    def __init__(self, record: Any) -> None:
+        self._record = record
+
+    def __getitem__(self, field: str) -> Any:
+        value = self._record[field]
+        return value.item() if isinstance(value, np.number) else value
+
+    def __setitem__(self, field: str, value: Any) -> None:
+        dtype = self._record.dtype[field]
+        if dtype.kind in "iu" and isinstance(value, (int, np.integer)):
+            bits = 8 * dtype.itemsize
+            value = int(value) & ((1 << bits) - 1)
+            if dtype.kind == "i" and value >> (bits - 1):
+                value -= 1 << bits
+        self._record[field] = value
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._record, name)
+
+
 def opener(dtype: Record) -> Opener:
     """Make the function that opens one record of `dtype` at an address, in both worlds.
 
@@ -49,7 +87,7 @@ def opener(dtype: Record) -> Opener:
         return window(address, 1, dtype)
 
     if JIT_DISABLED:
-        return at
+        return cast(Opener, lambda address: _PlainWindow(at(address)))
     as_pointer: Any = _pointer
 
     @overload(at, strict=False)

@@ -16,6 +16,7 @@ import pytest
 
 import host
 from host.errors import NothingOutstanding, WrongThread
+from shm.jit import JIT_DISABLED
 from tests.e2e.running import ROOT, wait_until
 from tests.host.conftest import connected
 
@@ -233,6 +234,8 @@ def test_several_channels_of_one_handle_do_not_mix(handle):
 
 @pytest.mark.parametrize("where", ["inline:?idle=sleep", "inline:?idle=spin", "daemon"])
 def test_ctrl_c_ends_a_wait(where, daemons):
+    if JIT_DISABLED and where != "daemon":
+        pytest.skip("ctypes drops an exception that is raised in the cycle it calls")
     name = where
     environment = dict(os.environ)
     if where == "daemon":

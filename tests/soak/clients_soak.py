@@ -79,23 +79,18 @@ def rss_kib(pid):
 
 def segments():
     """Name our segments in shared memory now."""
-    return sorted(path.name for path in Path("/dev/shm").glob("ppe-*"))
-
-
-def held(engine):
-    """Return what the engine and the machine hold, for a comparison."""
-    return {**engine.levels(), "segments": segments()}
+    return {path.name for path in Path("/dev/shm").glob("ppe-*")}
 
 
 def settled(engine):
     """Return what is held once it has been the same for half a second."""
     deadline = time.monotonic() + SETTLE_S
-    before, same_since = held(engine), time.monotonic()
+    before, same_since = engine.levels(), time.monotonic()
     while time.monotonic() - same_since < 0.5:
         if time.monotonic() > deadline:
             raise TimeoutError(f"what the engine holds still changes: {before}")
         time.sleep(0.05)
-        if (now := held(engine)) != before:
+        if (now := engine.levels()) != before:
             before, same_since = now, time.monotonic()
     return before
 
@@ -113,9 +108,10 @@ def soak(kills, seed):
         for _ in range(5):  # so that what the first client of all costs is not counted
             kill_one(engine, told, rng)
         before, rss_before = settled(engine), rss_kib(engine.pid)
+        segments_before = segments()
         for _ in range(kills):
             found[kill_one(engine, told, rng)] += 1
-        left = _difference(engine, before)
+        left = _difference(engine, before) | _segments_left(segments_before)
         rss_after = rss_kib(engine.pid)
         for verifier in verifiers:
             verifier.stop()
@@ -140,11 +136,19 @@ def _difference(engine, before):
     """Return what differs from `before` once the engine had time to take everything back."""
     deadline = time.monotonic() + SETTLE_S
     while True:
-        now = held(engine)
+        now = engine.levels()
         left = {name: [before[name], now[name]] for name in before if before[name] != now[name]}
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.05)
+
+
+def _segments_left(before):
+    """Return the segments of ours that came and stayed. Other engines' pass by in a moment."""
+    deadline = time.monotonic() + SETTLE_S
+    while (new := segments() - before) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return {"segments": sorted(new)} if new else {}
 
 
 def main():
