@@ -146,8 +146,10 @@ def _difference(engine, before):
 def _segments_left(before):
     """Return the segments of ours that came and stayed. Other engines' pass by in a moment."""
     deadline = time.monotonic() + SETTLE_S
-    while (new := segments() - before) and time.monotonic() < deadline:
+    new = segments() - before
+    while new and time.monotonic() < deadline:
         time.sleep(0.05)
+        new &= segments()
     return {"segments": sorted(new)} if new else {}
 
 
