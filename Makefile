@@ -73,7 +73,9 @@ system-packages:
 	need tgtd tgt
 	need iscsi-ls libiscsi-bin
 	need qemu-img qemu-utils
+	need sg_vpd sg3-utils
 	need qemu-system-x86_64 qemu-system-x86
+	need debugfs e2fsprogs
 	compgen -G '/usr/lib/*/qemu/block-iscsi.so' >/dev/null || missing+=(qemu-block-extra)
 	if [ $${#missing[@]} = 0 ]; then exit 0; fi
 	list="$${missing[*]}"
@@ -115,6 +117,8 @@ test-plain: setup # the same source with the compiler switched off
 	test -n '$(PLAIN_TESTS)' || { echo 'no tests to run as plain Python' >&2; exit 1; }
 	echo 'plain Python (NUMBA_DISABLE_JIT=1): $(PLAIN_TESTS)'
 	NUMBA_DISABLE_JIT=1 $(PYTEST) -q $(PLAIN_TESTS)
+	echo 'plain Python: the engine in its caller'"'"'s thread, under tests/host'
+	NUMBA_DISABLE_JIT=1 $(PYTEST) -q tests/host -k inline
 
 test-compiled: setup
 	echo 'compiled: tests'
@@ -139,7 +143,7 @@ guest-image: setup ## the virtual machine for test-guest, from Debian's packages
 	$(PYTHON) -m tests.guest.image
 
 test-guest: guest-image ## Linux's own initiator and target, and pulled plugs, in a virtual machine
-	$(PYTEST) -q -m guest -o faulthandler_timeout=300 tests
+	$(PYTEST) -q -m guest -o faulthandler_timeout=400 tests
 
 bench: setup-bench ## every benchmark with its references; results in bench/results
 	for name in $(BENCHMARKS); do $(PYTHON) -m ppe bench "$$name"; done

@@ -5,6 +5,7 @@ program is missing the test is listed as not run, never silently skipped, and wi
 """
 
 import glob
+import importlib.util
 import os
 import shutil
 import time
@@ -20,6 +21,7 @@ MISSING = pytest.StashKey[list[str]]()
 
 # Tools that are not programs on the path, and how to see that they are there.
 PLUGINS = {"qemu-iscsi": "/usr/lib*/*/qemu/block-iscsi.so"}
+MODULES = {"pyscsi"}
 PACKAGES = {
     "tgtd": "tgt",
     "tgtadm": "tgt",
@@ -32,13 +34,23 @@ PACKAGES = {
     "qemu-io": "qemu-utils",
     "qemu-iscsi": "qemu-block-extra",
     "qemu-system-x86_64": "qemu-system-x86",
+    "e2fsck": "e2fsprogs",
+    "debugfs": "e2fsprogs",
+    "setpriv": "util-linux",
+    "sg_vpd": "sg3-utils",
+    "sg_inq": "sg3-utils",
+    "sg_get_lba_status": "sg3-utils",
+    "sg_decode_sense": "sg3-utils",
     "gcc": "gcc",
     "g++": "g++",
+    "pyscsi": "pyscsi (pip)",
 }
 
 
 def tool_is_there(tool: str) -> bool:
     """Say whether a reference program (or plug-in) can be used on this machine."""
+    if tool in MODULES:
+        return importlib.util.find_spec(tool) is not None
     if tool in PLUGINS:
         return bool(glob.glob(PLUGINS[tool]))  # noqa: PTH207 - absolute pattern
     # A daemon's folder is often missing from a user's path.

@@ -9,17 +9,15 @@ a task of the session's own; jobs wait for it.
 import asyncio
 import contextlib
 import os
-import socket
 from time import monotonic_ns
 from typing import Any, Final, TypeVar
 
 from host import doors as host_doors
-from host.aio import AsyncChannel
-from host.channel import resolve
 from host.errors import EngineDied
 from iscsi.session import commands, doors, jobs, unit
+from iscsi.session.aio_login import AsyncLogin
 from iscsi.session.core import Engine, SessionCore
-from iscsi.session.errors import ConnectionLost, LoginTimeout, SessionClosed
+from iscsi.session.errors import ConnectionLost, SessionClosed
 from iscsi.session.options import Options, Timeouts
 from iscsi.session.recovery import Recovery
 from iscsi.session.replay import Turn
@@ -34,6 +32,7 @@ from iscsi.session.steps import (
     Step,
     Steps,
 )
+from iscsi.wire.discovery import DiscoveredTarget
 from iscsi.wire.port import ControlPdu
 from iscsi.wire.url import IscsiUrl
 
@@ -54,9 +53,7 @@ class AsyncSession(commands.Commands):
         self.core = SessionCore(engine, url, options)
         self.recovery = Recovery(self.core)
         self._loop = asyncio.get_running_loop()
-        self._login: AsyncChannel | None = None
-        self._login_end = 0.0
-        self._own = 0
+        self._login = AsyncLogin(self.core)
         self._jobs: dict[int, asyncio.Future[None]] = {}
         self._controls: dict[int, asyncio.Future[None]] = {}
         self._descriptor = -1
@@ -64,7 +61,7 @@ class AsyncSession(commands.Commands):
         self._looker: asyncio.TimerHandle | None = None
         self._due: asyncio.TimerHandle | None = None
         self._recovering: asyncio.Task[None] | None = None
-        self.core.on_channel_change += [self._end_login, self._end_work]
+        self.core.on_channel_change += [self._login.end, self._end_work]
         info = getattr(engine, "info", {})
         self._must_look = self.core.channel.is_inline and info.get("readiness") != "epoll"
 
@@ -76,7 +73,7 @@ class AsyncSession(commands.Commands):
             await session.perform(session.core.opening())
             session._begin_work()
         except BaseException:
-            session._end_login()
+            session._login.end()
             session._end_work()
             session.core.free()
             raise
@@ -109,17 +106,10 @@ class AsyncSession(commands.Commands):
                 return await self._finish(job)
             case AwaitControl(tag):
                 return await self._await_control(tag)
-            case Connect(host, port):
-                self._begin_login()
-                return await self._in_time(self._connect(host, port))
-            case Send(endpoint, data):
-                own = self._next_own()
-                self._posted(self.core.channel.post_send(endpoint, data, own))
-                return await self._in_time(self._complete(own))
-            case Receive(endpoint, into):
-                own = self._next_own()
-                self._posted(self.core.channel.post_recv(endpoint, into, own, exact=True))
-                return await self._in_time(self._complete(own))
+            case Connect() | Send() | Receive():
+                if isinstance(step, Connect):
+                    self._end_work()
+                return await self._login.do(step)
             case Sleep(seconds):
                 return await asyncio.sleep(seconds)
             case AwaitTurn(turn):
@@ -132,64 +122,6 @@ class AsyncSession(commands.Commands):
             await future
         finally:
             turn.on_free = None
-
-    # --- login -----------------------------------------------------------------------------
-
-    def _begin_login(self) -> None:
-        """Single operations are waited for now, and nobody else takes completions."""
-        self._end_work()
-        self._login_end = self._loop.time() + self.core.timeouts.login_s
-        if self._login is None:
-            self._login = AsyncChannel(self.core.channel)
-
-    def _end_login(self) -> None:
-        if self._login is not None:
-            self._login.close()
-            self._login = None
-
-    async def _in_time(self, work: Any) -> Any:
-        """What a login does, in the login's time. Raises LoginTimeout."""
-        try:
-            async with asyncio.timeout_at(self._login_end):
-                return await work
-        except TimeoutError as error:
-            if isinstance(error, OSError) and error.errno:
-                raise
-            raise LoginTimeout(
-                f"the target did not finish the login in {self.core.timeouts.login_s:g} s"
-            ) from error
-
-    def _next_own(self) -> int:
-        self._own += 1
-        return self._own
-
-    def _posted(self, posted: bool) -> None:
-        if not posted:
-            raise BlockingIOError("the channel's ring is full")
-
-    async def _complete(self, own: int) -> Any:
-        assert self._login is not None, "only a login waits for single operations"
-        return (await self._login.complete(own)).check()
-
-    async def _connect(self, host: str, port: int) -> int:
-        core = self.core
-        try:
-            addresses = await self._loop.run_in_executor(None, resolve, host, port)
-        except socket.gaierror as error:
-            raise ConnectionLost(f"host {host!r} has no address: {error.strerror}") from error
-        failed: OSError = OSError(f"{host} has no address")
-        for address in addresses:
-            own = self._next_own()
-            limit_s = core.timeouts.login_s
-            self._posted(core.channel.post_connect(address, own, timeout_s=limit_s))
-            try:
-                core.endpoint = (await self._complete(own)).endpoint
-            except OSError as error:
-                text = f"{address[0]} port {port}: {error.strerror}"
-                failed = type(error)(error.errno, text)
-            else:
-                return core.endpoint
-        raise failed
 
     # --- jobs ------------------------------------------------------------------------------
 
@@ -237,6 +169,10 @@ class AsyncSession(commands.Commands):
         """Read or write blocks at shared memory: `Procedures.transfer`."""
         return await self.perform(self.core.transfer(**what))
 
+    async def discover(self) -> list[DiscoveredTarget]:
+        """SendTargets=All, on a session whose URL names no target."""
+        return await self.perform(self.core.discovery())
+
     async def examine(self) -> unit.UnitFacts:
         """What a block device needs to know, and what recovery compares with."""
         self.recovery.facts = await self.perform(unit.examine(self.core))
@@ -257,7 +193,7 @@ class AsyncSession(commands.Commands):
         """Watch the channel: commands may come and go."""
         if self._descriptor >= 0 or self.core.is_closed:
             return
-        self._end_login()
+        self._login.end()
         self._descriptor = self.core.channel.watch_descriptor
         os.set_blocking(self._descriptor, False)
         self._loop.add_reader(self._descriptor, self._on_ready)
@@ -284,7 +220,7 @@ class AsyncSession(commands.Commands):
     def _advance(self) -> None:
         """Take everything that came and post what follows, until there is nothing left to do."""
         core = self.core
-        if core.lost is None and core.down is None and not core.is_closed and not self._login:
+        if core.lost is None and core.down is None and not core.is_closed and not self._login.is_on:
             try:
                 self._exchange()
             except Exception as error:
@@ -330,7 +266,7 @@ class AsyncSession(commands.Commands):
             core.break_off(error)
         finally:
             self._recovering = None
-            self._end_login()
+            self._login.end()
             if core.lost is None:
                 self._begin_work()
             self._advance()
@@ -407,6 +343,6 @@ class AsyncSession(commands.Commands):
         finally:
             core.break_off(SessionClosed("the session was closed"))
             self._settle()
-            self._end_login()
+            self._login.end()
             self._end_work()
             core.free()

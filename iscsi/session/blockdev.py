@@ -7,6 +7,7 @@ raises why.
 """
 
 import ctypes
+from dataclasses import replace
 from typing import Any, Final
 
 import host
@@ -18,10 +19,12 @@ from iscsi.session.geometry import BOUNCE_SIZE, Geometry, as_bytes, geometry_of
 from iscsi.session.initiator import InitiatorSession
 from iscsi.session.options import Timeouts
 from iscsi.session.steps import Steps
+from iscsi.wire.discovery import DiscoveredTarget
 from iscsi.wire.scsi_data import InquiryData
 from iscsi.wire.url import IscsiUrl, UrlError, parse_url
 from shm.view import address_of
 
+DISCOVER: Final = "discover"
 ASYNC_INLINE: Final = host.INLINE + "?readiness=epoll"
 
 
@@ -30,6 +33,23 @@ def _unit_url(url: str | IscsiUrl) -> IscsiUrl:
     if parsed.target is None:
         raise UrlError(f"{parsed} names no target: expected iscsi://host[:port]/target-name/lun")
     return parsed
+
+
+def _portal_options(options: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Whether the portals are to be asked for, and the options without that wish."""
+    asks = options.get("portals") == DISCOVER
+    return asks, {**options, "portals": ()} if asks else options
+
+
+def _portal_of(url: IscsiUrl) -> IscsiUrl:
+    return replace(url, target=None, lun=None)
+
+
+def _others(found: list[DiscoveredTarget], url: IscsiUrl) -> tuple[str, ...]:
+    """The addresses of the URL's target in a list of targets."""
+    return tuple(
+        portal.address for one in found if one.name == url.target for portal in one.portals
+    )
 
 
 class Device(commands.Commands):
@@ -198,15 +218,20 @@ class BlockDevice(Device):
 def open(url: str | IscsiUrl, engine: Any = host.INLINE, **options: Any) -> BlockDevice:
     """Open the LUN a URL names, through an engine's handle or the engine of that name.
 
-    `options` are those of `iscsi.session.options.Options` (queue_depth, timeouts, recovery, ...).
-    Raises UrlError, NotSupported, OSError, LoginTimeout, LoginRejected, NoSuchUnit, ScsiError,
-    RemoteProtocolError and host errors; nothing is left behind.
+    `options` are those of `iscsi.session.options.Options` (queue_depth, timeouts, recovery, ...);
+    `portals="discover"` asks the portal for the target's other ones. Raises UrlError, NotSupported,
+    OSError, LoginTimeout, LoginRejected, NoSuchUnit, ScsiError, RemoteProtocolError and host
+    errors; nothing is left behind.
     """
     parsed = _unit_url(url)
     owns_engine = isinstance(engine, str)
     handle = host.connect(engine) if owns_engine else engine
     session = None
+    asks, options = _portal_options(options)
     try:
+        if asks:
+            with InitiatorSession(handle, _portal_of(parsed), **options) as asked:
+                options["portals"] = _others(asked.discover(), parsed)
         session = InitiatorSession(handle, parsed, **options)
         return BlockDevice(session, handle, owns_engine=owns_engine)
     except BaseException:
@@ -299,7 +324,14 @@ async def aopen(url: str | IscsiUrl, engine: Any = host.INLINE, **options: Any) 
     name = ASYNC_INLINE if engine == host.INLINE else engine
     handle = host.connect(name) if owns_engine else engine
     session = None
+    asks, options = _portal_options(options)
     try:
+        if asks:
+            asked = await AsyncSession.open(handle, _portal_of(parsed), **options)
+            try:
+                options["portals"] = _others(await asked.discover(), parsed)
+            finally:
+                await asked.close()
         session = await AsyncSession.open(handle, parsed, **options)
         facts = await session.examine()
         return AsyncBlockDevice(session, facts, handle, owns_engine=owns_engine)

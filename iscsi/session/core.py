@@ -96,11 +96,13 @@ class SessionCore(procedures.Procedures):
         self.down: Exception | None = None
         self.is_recovering = False
         self.recoveries = 0  # connections made again
+        self.reserved: set[int] = set()  # units that RESERVE holds for this session
         self.pause_s = 0.0  # what the target wants to pass before the next login
         self.lun_field = scsi.encode_lun(self.url.lun or 0)
         # ISID of type 10b, random (RFC 7143 §11.12.5): two sessions never reinstate each other,
         # and a login after a loss reinstates this one, whose tasks the target then ends.
-        self.isid = 0x80 << 40 | secrets.randbits(40)
+        chosen = options.isid
+        self.isid = 0x80 << 40 | secrets.randbits(40) if chosen is None else chosen
         self.portal_group: int | None = None
         self.limits: BlockLimits | None = None  # of the unit, once they were asked for
         self.capacity: Capacity | None = None

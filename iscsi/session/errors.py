@@ -5,6 +5,7 @@
     ConnectionLost, LoginTimeout, TooManyRedirects, PingTimeout
   CommandTimeout   one command took longer than `Timeouts.command_s`; what it did is not known
   UnknownOutcome   the connection was lost under a command that must not be sent twice
+  ReservationLost  the connection was lost that held a RESERVE(6) or (10)
   UnitChanged      after a reconnection another unit, or one of another size, answers
   LoginRejected    the target refused the login (wire.errors); AuthError where it was the secret
   RemoteProtocolError  the target broke the protocol (wire.errors)
@@ -47,6 +48,12 @@ class UnknownOutcome(SessionError):
 
 class UnitChanged(SessionError):
     """After a reconnection the unit is another one, or has another size: open the device again."""
+
+
+class ReservationLost(SessionError):
+    """The unit was reserved by RESERVE, and the reservation ended with the connection: others may
+    have changed it since. Open the device again. (Persistent reservations survive.)
+    """
 
 
 class LoginTimeout(TransportError, TimeoutError):

@@ -6,145 +6,65 @@ submits no more of them. A command to be sent again (its connection was lost, or
 waits in a REPLAY and stays counted as outstanding.
 """
 
-import errno
 from typing import Final
 
 from host import native
 from host.pump import COALESCED, pump_at
 from iscsi.session import pump as pump_of_role
+from iscsi.session.job_records import (
+    ACTIVE,
+    BLOCKS,
+    BROKEN,
+    COMMAND,
+    CONTROL,
+    DONE,
+    EAGAIN,
+    ECANCELED,
+    ENGINE_GONE,
+    FINISHED,
+    FREE,
+    HELD,
+    JOB_CDB,
+    JOB_SENSE,
+    JOB_SIZE,
+    JOBS_MAX,
+    LOOK,
+    OPEN,
+    PAUSED,
+    READY,
+    REPLAY,
+    REPLAY_SIZE,
+    SENSE_MAX,
+    SHUT,
+    TASK_SET_FULL,
+    TIMED_OUT,
+    TIMED_OUT_RESULT,
+    UNKNOWN_OUTCOME,
+    VACANT,
+    WORKER,
+    WORKER_CDB,
+    WORKER_JOBS,
+    job_at,
+    replay_at,
+    worker_at,
+)
+from iscsi.session.repeats import (
+    drop_replays,
+    forget_command,
+    hold,
+    resubmit,
+    vacate,
+)
 from iscsi.wire import bhs
 from iscsi.wire.initiator_post import attach_ahs, block_cdb, completed_next, release, submit
 from iscsi.wire.initiator_task import KIND_SCSI, fail_all, task_at
-from iscsi.wire.port import EVENTS, QUEUE, first, is_empty, pop, push
-from iscsi.wire.sense import SENSE_DESCRIPTOR, ScsiStatus, SenseKey
+from iscsi.wire.port import EVENTS, first, is_empty, pop, push
 from shm.jit import nopython
-from shm.layout import Field, offset, record
-from shm.memory import copy_bytes, load_8
+from shm.memory import copy_bytes
 from shm.records import NEVER, cqe_at
-from shm.view import opener
 from shm.wait import DEADLINE, PEER, SIGNAL, TICK
 
-SENSE_MAX: Final = 252
-SENSE_ROOM: Final = 256
-
-JOB: Final = record(
-    Field("state", "<i8"),
-    Field("kind", "<i8"),
-    Field("flags", "<i8"),  # FLAG_READ or FLAG_WRITE, and the task attribute
-    Field("lun", "<i8"),  # the eight-byte field
-    Field("lba", "<i8"),  # of the next command
-    Field("blocks_left", "<i8"),  # not submitted yet; for a COMMAND 1, then 0
-    Field("blocks_per_command", "<i8"),
-    Field("block_size", "<i8"),
-    Field("address", "<i8"),  # of the next command's data
-    Field("expected_length", "<i8"),  # of a COMMAND
-    Field("cdb0", "<i8"),
-    Field("cdb1", "<i8"),
-    Field("outstanding", "<i8"),  # commands submitted and not completed
-    Field("commands", "<i8"),  # completed well
-    Field("bytes", "<i8"),  # moved by them
-    # Of the first command that failed, or of a COMMAND in any case:
-    Field("failed", "<i8"),
-    Field("result", "<i8"),  # -errno, or a Violation, when there was no response
-    Field("response", "<i8"),
-    Field("status", "<i8"),
-    Field("residual_flags", "<i8"),
-    Field("residual_count", "<i8"),
-    Field("received", "<i8"),
-    Field("sense_length", "<i8"),
-    Field("ahs", "<i8"),  # address of a COMMAND's additional header segments, for a long CDB
-    Field("ahs_length", "<i8"),
-    size=256,  # and SENSE_ROOM bytes of sense data behind it
-)
-WORKER: Final = record(
-    Field("pump", "<i8"),
-    Field("context", "<i8"),
-    Field("conn", "<i8"),
-    Field("endpoint", "<i8"),
-    Field("depth", "<i8"),  # commands outstanding at most
-    Field("outstanding", "<i8"),
-    Field("finished", "<i8"),  # jobs that ended
-    Field("completions", "<i8"),  # SCSI commands that ended, but for the express ones
-    Field("waits", "<i8"),
-    Field("coalesce_ns", "<i8"),  # how long a wait for header and data holds out for both
-    Field("cdb0", "<i8"),  # scratch for one CDB
-    Field("cdb1", "<i8"),
-    Field("gate", "<i8"),  # OPEN, or SHUT: only the express job's commands are submitted
-    Field("express", "<i8"),  # a job that passes the gate and the depth: recovery's own
-    Field("load", "<i8"),  # 1: completions belong to a load's slots and not to jobs
-    Field("retries", "<i8"),  # commands held since the last one that ended well
-    Field("held", "<i8"),  # commands held that Python has not looked at
-    Field("replays", "<i8"),  # address of REPLAY[replay_count]
-    Field("replay_count", "<i8"),
-    Field("replays_used", "<i8"),
-    Field("jobs", QUEUE),  # those with something left to submit
-    size=256,
-)
-# A command to be submitted again.
-REPLAY: Final = record(
-    Field("state", "<i8"),  # VACANT, HELD or READY
-    Field("user_data", "<i8"),  # its job, or a load's slot
-    Field("order", "<i8"),  # entries are submitted by it
-    Field("flags", "<i8"),
-    Field("lun", "<i8"),
-    Field("cdb0", "<i8"),
-    Field("cdb1", "<i8"),
-    Field("expected_length", "<i8"),
-    Field("address", "<i8"),
-    Field("ahs", "<i8"),
-    Field("ahs_length", "<i8"),
-    Field("status", "<i8"),  # why it is held
-    Field("asc", "<i8"),  # ASC and ASCQ of a unit attention
-    Field("due_ns", "<i8"),  # for Python: when to make it ready
-    size=128,
-)
-job_at = opener(JOB)
-worker_at = opener(WORKER)
-replay_at = opener(REPLAY)
-REPLAY_SIZE: Final = REPLAY.itemsize
-REPLAY_CDB: Final = offset(REPLAY, "cdb0")
-JOB_SENSE: Final = JOB.itemsize
-JOBS_MAX: Final = 1024  # jobs with something left to submit
-JOB_SIZE: Final = JOB.itemsize + SENSE_ROOM
-JOB_CDB: Final = offset(JOB, "cdb0")
-WORKER_CDB: Final = offset(WORKER, "cdb0")
-WORKER_JOBS: Final = offset(WORKER, "jobs")
-
-COMMAND: Final = 0
-BLOCKS: Final = 1
-
-FREE: Final = 0
-ACTIVE: Final = 1
-DONE: Final = 2
-
-VACANT: Final = 0
-HELD: Final = 1
-READY: Final = 2
-
-OPEN: Final = 0
-SHUT: Final = 1
-
-# Why `run` came back.
-FINISHED: Final = 1
-LOOK: Final = 2  # a signal or the periodic tick: look at it and come back
-CONTROL: Final = 3  # a control PDU waits for the session
-BROKEN: Final = 4  # the connection is over: the pump's error says why
-TIMED_OUT: Final = 5
-ENGINE_GONE: Final = 6
-PAUSED: Final = 7  # a command is held: the session decides whether it is sent again
-
-# Results of jobs without a response, as -errno.
-ECANCELED: Final = errno.ECANCELED
-EAGAIN: Final = errno.EAGAIN
-UNKNOWN_OUTCOME: Final = errno.EREMOTEIO
-TIMED_OUT_RESULT: Final = errno.ETIMEDOUT
-
-BUSY: Final = int(ScsiStatus.BUSY)
-TASK_SET_FULL: Final = int(ScsiStatus.TASK_SET_FULL)
-CHECK_CONDITION: Final = int(ScsiStatus.CHECK_CONDITION)
-UNIT_ATTENTION: Final = int(SenseKey.UNIT_ATTENTION)
 EVENTS_PER_VISIT: Final = 256
-_DIRECTION: Final = bhs.FLAG_READ | bhs.FLAG_WRITE
 
 
 @nopython
@@ -178,59 +98,6 @@ def _submit_command(worker: int, job: int) -> int:
     mine["outstanding"] += 1
     hot["outstanding"] += 1
     return 1
-
-
-@nopython
-def _next_replay(worker: int) -> int:
-    """Address of the first command to be sent again, by its order; 0 if there is none."""
-    hot = worker_at(worker)[0]
-    found = 0
-    for index in range(hot["replay_count"]):
-        entry = hot["replays"] + REPLAY_SIZE * index
-        if replay_at(entry)[0]["state"] == READY and (
-            found == 0 or replay_at(entry)[0]["order"] < replay_at(found)[0]["order"]
-        ):
-            found = entry
-    return int(found)
-
-
-@nopython
-def resubmit(worker: int) -> int:
-    """Submit commands again as far as the target's window allows: how many, or -EAGAIN.
-
-    They pass the depth, because they are counted already; whoever submits others does this first.
-    """
-    hot = worker_at(worker)[0]
-    done = 0
-    if hot["replays_used"] == 0 or hot["conn"] == 0 or hot["gate"] != OPEN:
-        return 0
-    entry = _next_replay(worker)
-    while entry != 0:
-        mine = replay_at(entry)[0]
-        tag = submit(
-            hot["conn"],
-            mine["lun"],
-            entry + REPLAY_CDB,
-            mine["flags"],
-            mine["expected_length"],
-            mine["address"],
-            mine["user_data"],
-        )
-        if tag < 0:
-            return -EAGAIN
-        if mine["ahs_length"] > 0:
-            attach_ahs(hot["conn"], tag, mine["ahs"], mine["ahs_length"])
-        vacate(worker, entry)
-        done += 1
-        entry = _next_replay(worker)
-    return done
-
-
-@nopython
-def vacate(worker: int, entry: int) -> None:
-    """Forget a command that waited to be sent again."""
-    replay_at(entry)[0]["state"] = VACANT
-    worker_at(worker)[0]["replays_used"] -= 1
 
 
 @nopython
@@ -325,58 +192,6 @@ def keep_outcome(job: int, task: int) -> None:
     size = min(its["sense_length"], SENSE_MAX)
     mine["sense_length"] = size
     copy_bytes(job + JOB_SENSE, its["sense_address"] + 2, size)
-
-
-@nopython
-def attention_of(task: int) -> int:
-    """ASC and ASCQ if the command ended with a unit attention, else -1."""
-    mine = task_at(task)[0]
-    sense = mine["sense_address"] + 2
-    if mine["status"] != CHECK_CONDITION or mine["sense_length"] < 4:
-        return -1
-    if load_8(sense) & 0x7F >= SENSE_DESCRIPTOR:
-        key, code = load_8(sense + 1), load_8(sense + 2) << 8 | load_8(sense + 3)
-    elif mine["sense_length"] < 14:
-        return -1
-    else:
-        key, code = load_8(sense + 2), load_8(sense + 12) << 8 | load_8(sense + 13)
-    return code if key & 0x0F == UNIT_ATTENTION else -1
-
-
-@nopython
-def hold(worker: int, task: int) -> bool:
-    """Keep a command that was not executed (busy, task set full, unit attention) to be sent again.
-
-    False for all others, and when there is no place. It stays counted as outstanding.
-    """
-    hot, its = worker_at(worker)[0], task_at(task)[0]
-    if its["result"] != 0 or its["response"] != 0 or its["status"] == 0:
-        return False
-    attention = attention_of(task)
-    if its["status"] not in (BUSY, TASK_SET_FULL) and attention < 0:
-        return False
-    for index in range(hot["replay_count"]):
-        entry = hot["replays"] + REPLAY_SIZE * index
-        mine = replay_at(entry)[0]
-        if mine["state"] == VACANT:
-            _fill_replay(entry, task)
-            mine["state"], mine["status"], mine["asc"] = HELD, its["status"], attention
-            mine["due_ns"] = 0
-            hot["replays_used"] += 1
-            hot["held"] += 1
-            hot["retries"] += 1
-            return True
-    return False
-
-
-@nopython
-def _fill_replay(entry: int, task: int) -> None:
-    mine, its = replay_at(entry)[0], task_at(task)[0]
-    mine["user_data"], mine["order"] = its["user_data"], its["cmd_sn"]
-    mine["flags"], mine["lun"] = its["flags"], its["lun"]
-    mine["cdb0"], mine["cdb1"] = its["cdb0"], its["cdb1"]
-    mine["expected_length"], mine["address"] = its["expected_length"], its["data_address"]
-    mine["ahs"], mine["ahs_length"] = its["ahs"], its["ahs_length"]
 
 
 @nopython
@@ -498,24 +313,6 @@ def cancel_rest(worker: int, job: int) -> None:
 
 
 @nopython
-def drop_replays(worker: int, job: int) -> None:
-    """Do not send a job's commands again that wait for it."""
-    hot = worker_at(worker)[0]
-    for index in range(hot["replay_count"]):
-        entry = hot["replays"] + REPLAY_SIZE * index
-        if replay_at(entry)[0]["state"] != VACANT and replay_at(entry)[0]["user_data"] == job:
-            vacate(worker, entry)
-            forget_command(worker, job)
-
-
-@nopython
-def forget_command(worker: int, job: int) -> None:
-    """A command of a job will have no answer: count it out."""
-    worker_at(worker)[0]["outstanding"] -= 1
-    job_at(job)[0]["outstanding"] -= 1
-
-
-@nopython
 def end_command(worker: int, job: int, result: int) -> None:
     """End a command that has no answer, and with it its job, by `result` (-errno)."""
     forget_command(worker, job)
@@ -550,3 +347,55 @@ def adopt_task(worker: int, job: int) -> None:
     mine["state"] = ACTIVE
     mine["outstanding"] += 1
     worker_at(worker)[0]["outstanding"] += 1
+
+
+__all__ = [
+    "ACTIVE",
+    "BLOCKS",
+    "BROKEN",
+    "COMMAND",
+    "CONTROL",
+    "DONE",
+    "ECANCELED",
+    "ENGINE_GONE",
+    "FINISHED",
+    "FREE",
+    "HELD",
+    "JOBS_MAX",
+    "JOB_CDB",
+    "JOB_SENSE",
+    "JOB_SIZE",
+    "LOOK",
+    "OPEN",
+    "READY",
+    "REPLAY",
+    "REPLAY_SIZE",
+    "SHUT",
+    "TASK_SET_FULL",
+    "TIMED_OUT_RESULT",
+    "UNKNOWN_OUTCOME",
+    "VACANT",
+    "WORKER",
+    "WORKER_CDB",
+    "WORKER_JOBS",
+    "abort_all",
+    "adopt_task",
+    "advance",
+    "cancel_rest",
+    "complete_task",
+    "drop_replays",
+    "end_command",
+    "end_if_over",
+    "exchange",
+    "fail",
+    "hold",
+    "job_at",
+    "keep_outcome",
+    "news",
+    "resubmit",
+    "start",
+    "submit_all",
+    "take_completed",
+    "wait",
+    "worker_at",
+]

@@ -99,6 +99,7 @@ class Options:
     portals: Sequence[str] = ()
     proposal: Proposal = DEFAULT_PROPOSAL
     credentials: Credentials | None = None  # None: what the URL and the environment say
+    isid: int | None = None  # None: a random one; another session with the same one ends this
 
     def __post_init__(self) -> None:
         if not 1 <= self.queue_depth <= DEPTH_MAX:
@@ -111,6 +112,8 @@ class Options:
             raise ValueError(f"command_bytes {self.command_bytes} is outside 512..64 MiB")
         if self.timeout_s < 0 or self.login_timeout_s < 0:
             raise ValueError("timeouts are positive numbers of seconds")
+        if self.isid is not None and not 0 <= self.isid < 1 << 48:
+            raise ValueError("an ISID has 48 bits")
 
     @property
     def mode(self) -> int:

@@ -26,6 +26,8 @@ from shm.view import address_of
 TEXT_EXCHANGES_MAX: Final = 4096
 TARGETS_MAX_BYTES: Final = 4 << 20
 CDB_MAX: Final = 260  # what a variable length CDB can say of itself (SPC-4 §4.2.3)
+_RESERVE: Final = (0x16, 0x56)
+_RELEASE: Final = (0x17, 0x57)
 _EXTENDED_CDB: Final = 1  # AHSType (RFC 7143 §11.2.2.1)
 
 
@@ -43,6 +45,7 @@ class Procedures:
     lost: Exception | None
     down: Exception | None
     pause_s: float
+    reserved: set[int]
 
     @property
     def connection(self) -> Connection:
@@ -120,8 +123,16 @@ class Procedures:
             error = error_of_job(address, self.lost or self.down)
             if error is not None:
                 raise error
+            self._note_reservation(cdb[0], self._number(lun))
             came = buffer.array[: int(record["received"])].tobytes() if length else b""
             return CommandResult(came, residual_of(address))
+
+    def _note_reservation(self, opcode: int, lun: int) -> None:
+        """Know which units RESERVE holds for us: a lost connection ends that (SPC-2 §5.5.1)."""
+        if opcode in _RESERVE:
+            self.reserved.add(lun)
+        elif opcode in _RELEASE:
+            self.reserved.discard(lun)
 
     def _number(self, lun: int | None) -> int:
         return (self.url.lun or 0) if lun is None else lun

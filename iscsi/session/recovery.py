@@ -16,6 +16,7 @@ from iscsi.session.errors import (
     CommandTimeout,
     ConnectionLost,
     NoSuchUnit,
+    ReservationLost,
     TransportError,
     UnitChanged,
 )
@@ -152,7 +153,12 @@ class Recovery:
         core.let_go()
 
     def _check(self, episode: Episode, error: Exception) -> None:
-        """Raise if enough was tried."""
+        """Raise if enough was tried, or there is nothing to come back to."""
+        if self._core.reserved:
+            raise ReservationLost(
+                f"the reservation of LUN {min(self._core.reserved)} ended with the connection: "
+                f"{error}"
+            )
         if _is_final(error):
             raise error
         if isinstance(error, RemoteProtocolError):

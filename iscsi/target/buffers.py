@@ -13,8 +13,9 @@ from shm.layout import offset
 from shm.view import address_of
 
 PAGE: Final = 4096
-# Together 32 MiB: many small commands, some of the size that copying tools use, few of the largest.
-DEFAULT_SIZES: Final = ((16 << 10, 128), (256 << 10, 40), (MAX_TRANSFER, 5))
+# Together 32 MiB: many small commands, some of the sizes that file systems and copying tools use,
+# few of the largest.
+DEFAULT_SIZES: Final = ((16 << 10, 64), (256 << 10, 28), (1 << 20, 8), (MAX_TRANSFER, 4))
 
 
 class DataBuffers:

@@ -9,7 +9,8 @@ from iscsi.target.units import Target
 from iscsi.wire.keys import DIGEST_CRC32C, DIGEST_NONE, Proposal, SessionParams
 from iscsi.wire.names import DEFAULT_PORT, Portal
 from iscsi.wire.port import PortLimits
-from iscsi.wire.target_task import IMMEDIATE_RESERVE, TargetLimits
+from iscsi.wire.target_block import TargetLimits
+from iscsi.wire.target_task import IMMEDIATE_RESERVE
 
 WINDOW: Final = 64
 TX_ENTRIES: Final = 32

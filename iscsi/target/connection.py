@@ -22,7 +22,8 @@ from iscsi.wire.login_common import MAX_LOGIN_SEGMENT
 from iscsi.wire.lun import LUN
 from iscsi.wire.port import PORT
 from iscsi.wire.target import TargetConnection
-from iscsi.wire.target_task import TARGET, TargetLimits
+from iscsi.wire.target_block import TargetLimits
+from iscsi.wire.target_task import TARGET
 from shm.view import address_of, window
 
 if TYPE_CHECKING:

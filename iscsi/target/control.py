@@ -4,6 +4,7 @@ what it asks for was done.
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ log: Final = logging.getLogger(__name__)
 MAX_RECV: Final = KEYS["MaxRecvDataSegmentLength"]
 # Control PDUs that wait for a place in the transmit queue: a peer that asks and never reads.
 UNSENT_MAX: Final = 256
+# How long a command waits for the rest of others' WRITEs; then it ends with BUSY.
+WRITES_WAIT_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Surroundings:
     submit: Callable[[Callable[[], object], Callable[["Future[Any]"], None]], None]  # slow ones
     look_at: Callable[[Connection], None]  # send what was made for it
     alone: Callable[[Medium, Callable[[], None]], None]  # run when nobody works on a file
+    run_when: Callable[[Callable[[], bool], Callable[[], None]], None]  # (is it due, what to run)
 
 
 def send(connection: Connection, opcode: Opcode, data: bytes = b"", **fields: int) -> None:
@@ -122,6 +126,9 @@ def _serve_command(connection: Connection, command: ColdCommand, around: Surroun
             _serve_slowly(connection, command, asked, around)
             return
         answer = refused
+    elif _is_half_written(asked):
+        _serve_behind_writes(connection, command, asked, around)
+        return
     elif (medium := _to_find_at_rest(asked)) is not None:
         _serve_alone(connection, command, asked, medium, around)
         return
@@ -170,6 +177,43 @@ def _serve_alone(
             around.look_at(connection)
 
     around.alone(medium, serve)
+
+
+def _is_half_written(asked: scsi.Command) -> bool:
+    """Whether a command is to find blocks whole of which a WRITE has written a part so far."""
+    row = scsi.row_of(asked.cdb)
+    if asked.unit is None or not isinstance(row, scsi.Row) or row.whole is None:
+        return False
+    return asked.unit.is_half_written(*row.whole(asked))
+
+
+def _serve_behind_writes(
+    connection: Connection, command: ColdCommand, asked: scsi.Command, around: Surroundings
+) -> None:
+    """Do a command when the WRITEs are over that have written a part of its blocks. Meanwhile new
+    ones come to the cold code, which writes all of their data at once: so this ends.
+    """
+    protocol, unit = connection.protocol, asked.present
+    assert protocol is not None, "it gave us the command"
+    protocol.pin(command)
+    unit.awaiting_writes += 1
+    unit.refresh_gate()
+    deadline = time.monotonic() + WRITES_WAIT_S
+
+    def is_due() -> bool:
+        if time.monotonic() >= deadline or _is_abandoned(connection, command):
+            return True
+        return not _is_half_written(asked)
+
+    def serve() -> None:
+        unit.awaiting_writes -= 1
+        unit.refresh_gate()
+        if protocol.unpin(command) and connection.phase is not Phase.CLOSING:
+            answer = scsi.BUSY if _is_half_written(asked) else scsi.execute(asked)
+            give_answer(connection, command, asked.unit, answer, around)
+            around.look_at(connection)
+
+    around.run_when(is_due, serve)
 
 
 def _serve_slowly(
@@ -312,6 +356,8 @@ def _answer_text(connection: Connection, pairs: list[text.Pair], around: Surroun
             length = parse_number(MAX_RECV, value)
             if length is None:
                 answers += text.encode([(key, text.REJECT)])
+            elif any(len(waits) > length for _, waits in connection.unsent):
+                raise RemoteProtocolError("a segment length below what already waits for it")
             else:
                 connection.port["peer_max_recv_data_segment_length"] = length
         elif value not in text.REFUSALS:

@@ -3,16 +3,33 @@ when the engine and the workers are done with it.
 """
 
 import errno
+import logging
+from collections.abc import Callable
 from time import monotonic_ns
+from typing import Final
 
+from host.errors import EngineDied
 from iscsi.target import control
 from iscsi.target.connection import NO_DEADLINE, Connection, Phase
 from iscsi.target.pump import PARTING, push_out
 from iscsi.target.server_core import CLOSE, KIND_BITS, SHUTDOWN, ServerCore
 
+log: Final = logging.getLogger(__name__)
+
 
 class Endings(ServerCore):
     """The part of the server that ends connections."""
+
+    def _guard(self, connection: Connection, serve: Callable[[Connection], None]) -> None:
+        """Do something for a connection: an error of this program ends it, and nothing else."""
+        try:
+            serve(connection)
+        except EngineDied:
+            raise
+        except Exception:
+            self.counts["errors"] += 1
+            log.exception("%s: ended by an error of this program", connection)
+            self._close(connection)
 
     def _leave(self, connection: Connection) -> None:
         """End a connection once all that was made is posted."""
@@ -67,7 +84,7 @@ class Endings(ServerCore):
         self._slots[connection.slot] = None
         self._free_slots.append(connection.slot)
         for successor in connection.successors:
-            self._send_login(successor)
+            self._guard(successor, self._send_login)
 
 
 def _key_of(connection: Connection) -> tuple[str, int, str] | None:

@@ -41,6 +41,12 @@ class Tasks(Protocol):
     def jobs(self) -> int:
         """How many somebody else works on, aborted ones included."""
 
+    def half_written(self, lun: int, start: int, end: int) -> int:
+        """WRITEs that have put a part of their data between two addresses."""
+
+    def refuse_writes(self, lun: int, key: int, code: int) -> int:
+        """End WRITEs whose data has not reached the medium."""
+
 
 def relative_port(portal_group_tag: int) -> int:
     """The relative target port identifier of a portal group: its tag, or another number than 0."""

@@ -53,6 +53,7 @@ class TargetServer(LiveChanges):
             cold_max=max(self._limits.cold_length, self.buffers.largest),
             submit=self._slow.submit,
             alone=self._exclusive.run,
+            run_when=self._exclusive.run_when,
             look_at=self._touch,
         )
 
@@ -83,10 +84,10 @@ class TargetServer(LiveChanges):
         found = [self._pumps[address] for address in attention if address in self._pumps]
         # What a lost nexus held is free for commands that came after the loss.
         for connection in sorted(found, key=lambda each: int(each.pump["error"]) == 0):
-            self._attend(connection)
+            self._guard(connection, self._attend)
         for row in cold:
             self._complete(_completion(row))
-        if self._files.is_at_rest():
+        if self._files.is_at_rest() or self._exclusive.is_waiting:
             self._exclusive.look()
         if mine["kicked"]:
             self._answer_calls()
@@ -98,13 +99,17 @@ class TargetServer(LiveChanges):
         while self._unposted and self._unposted[0]():
             self._unposted.popleft()
         for connection in list(self._pumps.values()):
-            if connection.managed and connection.phase is Phase.FULL:
-                self._settle(connection)
-            if connection.unsent and connection.phase is Phase.FULL:
-                control.send_waiting(connection)
-                self._touch(connection)
-            elif connection.phase is Phase.LEAVING:
-                self._leave(connection)
+            self._guard(connection, self._try_again)
+
+    def _try_again(self, connection: Connection) -> None:
+        """What waits for a slot, for room, or for work on what was aborted."""
+        if connection.managed and connection.phase is Phase.FULL:
+            self._settle(connection)
+        if connection.unsent and connection.phase is Phase.FULL:
+            control.send_waiting(connection)
+            self._touch(connection)
+        elif connection.phase is Phase.LEAVING:
+            self._leave(connection)
 
     def _settle(self, connection: Connection) -> None:
         """Answer task management that waited for work on aborted tasks."""
@@ -159,7 +164,7 @@ class TargetServer(LiveChanges):
             if connection.pump_address == 0:
                 self._close(connection)
         else:
-            self._login_step(connection, kind, done)
+            self._guard(connection, lambda each: self._login_step(each, kind, done))
 
     # --- full feature phase ----------------------------------------------------------------------
 
@@ -213,6 +218,7 @@ class TargetServer(LiveChanges):
                 sanitize.stop(unit)
         for connection in self.connections:
             connection.phase = Phase.CLOSING  # so that no worker goes on with its command
+        self._exclusive.stop()
         self._slow.stop()
         if self._files.stop():
             for connection in self.connections:

@@ -5,7 +5,7 @@ other threads reach its own. Only the server's thread touches connections; other
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
@@ -14,11 +14,11 @@ import numpy as np
 from host.errors import HostError
 from iscsi.target.buffers import DataBuffers
 from iscsi.target.config import ServedPortal, ServerConfig
-from iscsi.target.connection import Connection
+from iscsi.target.connection import Connection, Phase
 from iscsi.target.exclusive import Exclusive
 from iscsi.target.portals import Listening
 from iscsi.target.pump import SERVER, touch
-from iscsi.target.units import LogicalUnit, by_name
+from iscsi.target.units import LogicalUnit, by_name, require_own_files
 from iscsi.target.wake import Waker
 from iscsi.target.workers import FileWorkers, SlowCommands
 from shm.records import CQE
@@ -74,11 +74,21 @@ class ServerCore(ABC):
         self._slow = SlowCommands(config.slow_workers, self.kick)
         self._exclusive = Exclusive()
         self._lay_out(self._waker)
-        for target in self._targets.values():
-            self._adopt(target.units.values())
+        try:
+            for target in self._targets.values():
+                self._adopt(target.units.values())
+        except ValueError:
+            self._files.stop()
+            self._release()
+            raise
 
-    def _adopt(self, units: Iterable[LogicalUnit]) -> None:
-        """Make ready for units whose blocks lie in files."""
+    def _adopt(self, units: Collection[LogicalUnit]) -> None:
+        """Make ready for units, above all for those whose blocks lie in files.
+
+        Raises ValueError when one keeps something where another unit keeps something.
+        """
+        served = [unit for target in self._targets.values() for unit in target.units.values()]
+        require_own_files((*served, *units))
         if any(unit.backend.medium is not None for unit in units):
             self._files.start()
 
@@ -163,7 +173,9 @@ class ServerCore(ABC):
             self._unposted.append(post)
 
     def _touch(self, connection: Connection) -> None:
-        """Have the compiled loop look at a connection."""
+        """Have the compiled loop look at a connection, unless its memory is about to go."""
+        if connection.phase is Phase.CLOSING or not connection.pump_address:
+            return
         touch(address_of(self._record), connection.pump_address)
 
     @abstractmethod

@@ -11,7 +11,8 @@ from iscsi.target.backends.libc import DSYNC, NOWAIT, read_at, sync, write_at
 from iscsi.target.backends.medium import NULL, medium_at
 from iscsi.wire.lun import READ, is_durable
 from iscsi.wire.port import queue_at
-from iscsi.wire.target_command import (
+from iscsi.wire.target_command import data_may_come
+from iscsi.wire.target_storage import (
     pin,
     storage_done,
     storage_next,
@@ -128,8 +129,11 @@ def _begin_one(store: int, pump: int, conn: int, address: int) -> bool:
         storage_done(conn, address, -errno.ENXIO)
         return True
     is_read = task["direction"] == READ
-    if is_read and task["buffer"] == 0 and not hold_buffer(conn, address, task["transfer"]):
+    if task["buffer"] == 0 and not hold_buffer(conn, address, task["transfer"]):
         return False
+    if not is_read and task["received"] < task["transfer"]:
+        data_may_come(conn, address)
+        return True
     done = _at_once(address, is_read)
     if done == -EAGAIN or 0 <= done < task["transfer"]:
         return _submit(store, pump, conn, address, max(done, 0))
@@ -295,11 +299,27 @@ def _do(place: int) -> int:
                 return result
         done = read_at(descriptor, job["address"], job["length"], job["offset"], 0)
         return -errno.EIO if 0 <= done < job["length"] else min(done, 0)
-    flags = DSYNC if durable else 0
+    if not durable:
+        return _write_all(place, 0)
+    result = _write_all(place, DSYNC)
+    if result == -EOPNOTSUPP:  # a file system that knows no durable writes, but syncs
+        result = _write_all(place, 0)
+        if result == 0:
+            result = sync(descriptor)
+    return result
+
+
+@nopython
+def _write_all(place: int, flags: int) -> int:
+    job = job_at(place)[0]
     start = 0
     while start < job["length"]:
         done = write_at(
-            descriptor, job["address"] + start, job["length"] - start, job["offset"] + start, flags
+            job["descriptor"],
+            job["address"] + start,
+            job["length"] - start,
+            job["offset"] + start,
+            flags,
         )
         if done < 0:
             return done

@@ -99,6 +99,8 @@ def manage(connection: Connection, header: Header, sessions: Iterable[Connection
     if connection.target is None:
         raise RemoteProtocolError("task management in a discovery session")
     asked = _Asked(connection, header, tuple(sessions))
+    if connection.nexus.read_only and header.function in _ENDS_TASKS_OF_OTHERS:
+        return asked.managed(TaskFunctionResponse.AUTHORIZATION_FAILED)
     function = _FUNCTIONS.get(header.function)
     if function is not None:
         return function(asked)
@@ -189,6 +191,15 @@ def _target_cold_reset(asked: _Asked) -> Managed:
     return asked.managed(touched=touched, ends=ends)
 
 
+# Not for initiators that may only read (RFC 7143 §11.6.1, response 6).
+_ENDS_TASKS_OF_OTHERS: Final = frozenset(
+    (
+        TaskFunction.CLEAR_TASK_SET,
+        TaskFunction.LOGICAL_UNIT_RESET,
+        TaskFunction.TARGET_WARM_RESET,
+        TaskFunction.TARGET_COLD_RESET,
+    )
+)
 _FUNCTIONS: Final[Mapping[int, Callable[[_Asked], Managed]]] = {
     TaskFunction.ABORT_TASK: _abort_task,
     TaskFunction.ABORT_TASK_SET: _abort_task_set,

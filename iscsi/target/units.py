@@ -5,8 +5,9 @@ code whether it may serve a unit.
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
@@ -16,11 +17,11 @@ from iscsi.target.backends import Backend, RamBackend
 from iscsi.wire.lun import LUN, LUN_SIZE, Unit, write_lun
 from iscsi.wire.names import name_fault
 from iscsi.wire.scsi import MAX_LUN
-from iscsi.wire.sense import Asc, Sense
+from iscsi.wire.sense import Asc, Sense, SenseKey
 from shm.view import address_of
 
 if TYPE_CHECKING:
-    from iscsi.target.nexus import Nexus
+    from iscsi.target.nexus import Nexus, Tasks
     from iscsi.target.scsi.command import Command, Reservation
 
 BLOCK_SIZES: Final = (512, 4096)
@@ -131,6 +132,8 @@ class LogicalUnit:
         # None in the normal state; else the sense of what keeps the medium away, for instance a
         # sanitize operation. The function is asked anew for each command.
         self.condition: Callable[[], Sense | None] | None = None
+        # Commands that wait for the rest of WRITEs. Meanwhile further ones are done whole.
+        self.awaiting_writes = 0
         self.places: list[tuple[Target, int]] = []
 
     @property
@@ -171,7 +174,9 @@ class LogicalUnit:
     @property
     def is_normal(self) -> bool:
         """Whether nothing keeps compiled code from serving it; its sense is in fixed format."""
-        return self.medium_present and self.condition is None and not self.descriptor_sense
+        if self.condition is not None or self.awaiting_writes:
+            return False
+        return self.medium_present and not self.descriptor_sense
 
     def refresh_gate(self) -> None:
         """Tell compiled code what may have changed: state, size and write protection."""
@@ -198,6 +203,26 @@ class LogicalUnit:
         self.backend.resize(size)
         self.refresh_gate()
         self.broadcast(Asc.CAPACITY_DATA_CHANGED)
+
+    def _sessions(self) -> "Iterator[tuple[int, Tasks]]":
+        """Whoever may have tasks here, and at which LUN."""
+        for target, lun in self.places:
+            for nexus in target.nexuses:
+                if nexus.tasks is not None:
+                    yield lun, nexus.tasks
+
+    def is_half_written(self, first: int, count: int) -> bool:
+        """Whether a WRITE is under way that has placed a part of its data in these blocks."""
+        if not self.backend.memory or first >= self.blocks:
+            return False
+        start = self.backend.memory + first * self.block_size
+        end = self.backend.memory + min(first + count, self.blocks) * self.block_size
+        return any(tasks.half_written(lun, start, end) for lun, tasks in self._sessions())
+
+    def refuse_writes(self, key: SenseKey, code: Asc) -> None:
+        """End the WRITEs whose data has not reached the medium; what comes late is lost."""
+        for lun, tasks in self._sessions():
+            tasks.refuse_writes(lun, key, code)
 
     def load(self, by: "Nexus | None" = None) -> None:
         """Put the medium in, and tell all but who asked that it may be another (SBC-3 §5.25)."""
@@ -330,6 +355,21 @@ class Target:
 def _check_number(lun: int) -> None:
     if not 0 <= lun <= MAX_LUN:
         raise ValueError(f"LUN {lun} is outside 0..{MAX_LUN}")
+
+
+def require_own_files(units: Iterable[LogicalUnit]) -> None:
+    """ValueError if two units, or data and reservations, are kept in one file. A backend's own lock
+    sees its data only, and reservations replace their file.
+    """
+    owners: dict[Path, LogicalUnit | Backend] = {}
+    for unit in units:
+        kept: list[tuple[str | Path | None, LogicalUnit | Backend]] = [
+            (unit.reservations_path, unit),
+            (getattr(unit.backend, "path", None), unit.backend),
+        ]
+        for path, owner in kept:
+            if path is not None and owners.setdefault(Path(path).resolve(), owner) is not owner:
+                raise ValueError(f"{path}: two units, or data and reservations, share this file")
 
 
 def by_name(targets: Iterable[Target]) -> dict[str, Target]:

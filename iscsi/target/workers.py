@@ -121,7 +121,10 @@ class SlowCommands:
     def collect(self) -> None:
         """Finish what is done, in the server's thread."""
         while self._done:
-            self._done.popleft()()
+            try:
+                self._done.popleft()()
+            except Exception:  # Its session goes on without this answer, the others with theirs.
+                log.exception("a command could not be answered")
 
     def stop(self) -> None:
         """Wait for what runs, drop what has not begun."""

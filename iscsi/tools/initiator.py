@@ -1,13 +1,15 @@
-"""`ppe iscsi ls|inq|read|write`, and the errors of all of `ppe iscsi` in an operator's words.
+"""`ppe iscsi ls|inq|read|write`, what all actions share, and their errors in an operator's words.
 
 Data goes to stdout or a file, progress and errors to stderr.
 """
 
 import argparse
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -16,11 +18,13 @@ from host.errors import HostError
 from iscsi.session.blockdev import BlockDevice
 from iscsi.session.blockdev import open as open_device
 from iscsi.session.core import DEFAULT_INITIATOR
+from iscsi.session.credentials import Credentials
 from iscsi.session.discovery import discover
 from iscsi.session.errors import NoSuchUnit, SessionError
 from iscsi.session.initiator import InitiatorSession
+from iscsi.tools.progress import Progress
+from iscsi.tools.sizes import human
 from iscsi.wire.errors import LoginRejected, ProtocolError, ScsiError
-from iscsi.wire.names import Portal
 from iscsi.wire.scsi_data import VpdPage, parse_designators
 from iscsi.wire.url import IscsiUrl, UrlError, parse_url
 from ppe import output
@@ -28,6 +32,15 @@ from ppe.errors import OperatorError, UsageError
 from shm.segment import SegmentError
 
 CHUNK: Final = 4 << 20
+_ELSEWHERE: Final = {
+    "perf": "iscsi.tools.initiator_perf",
+    "cp": "iscsi.tools.copying",
+    "readcap": "iscsi.tools.units",
+    "md5sum": "iscsi.tools.units",
+    "discard": "iscsi.tools.units",
+    "swp": "iscsi.tools.units",
+    "pr": "iscsi.tools.reserving",
+}
 TYPE_NAMES: Final = {
     0x00: "disk",
     0x01: "tape",
@@ -35,21 +48,24 @@ TYPE_NAMES: Final = {
     0x0C: "controller",
     0x0D: "enclosure",
 }
-UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the action that `args` names."""
-    actions = {"ls": ls, "inq": inq, "read": read, "write": write, "perf": perf}
-    with operator_errors():
-        return actions[args.action](args)
+    own = {"ls": ls, "inq": inq, "read": read, "write": write}
+    with operator_errors(), logging_wanted(args.verbose):
+        if args.action in own:
+            return own[args.action](args)
+        home = import_module(_ELSEWHERE[args.action])
+        return int(getattr(home, args.action)(args))
 
 
-def perf(args: argparse.Namespace) -> int:
-    """`ppe iscsi perf`."""
-    from iscsi.tools.initiator_perf import perf as measure
-
-    return measure(args)
+@contextlib.contextmanager
+def logging_wanted(verbose: bool) -> Iterator[None]:
+    """With -v: what sessions and hosts log goes to stderr."""
+    if verbose:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    yield
 
 
 @contextlib.contextmanager
@@ -79,9 +95,11 @@ def _text(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
-def options(args: argparse.Namespace) -> dict[str, Any]:
-    """Session options from the flags all actions share."""
+def options(args: argparse.Namespace, url: str | None = None) -> dict[str, Any]:
+    """Session options from the flags all actions share, for `url` or else the only one."""
     return {
+        "credentials": credentials(args, args.url if url is None else url),
+        "isid": args.isid,
         "initiator_name": args.initiator or DEFAULT_INITIATOR,
         "queue_depth": args.depth,
         "receive": args.receive,
@@ -90,17 +108,38 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def device(args: argparse.Namespace, engine: Any) -> BlockDevice:
-    """The LUN the URL names."""
-    return open_device(args.url, engine, **options(args))
+def credentials(args: argparse.Namespace, url: str) -> Credentials | None:
+    """What --user and --password-file say, completed by the URL; None: they say nothing."""
+    if args.password_file is None:
+        if args.user is not None:
+            raise UsageError("--user needs --password-file", "or write user%password@ in the URL")
+        return None
+    user = args.user or parse_url(url).user
+    if not user:
+        raise UsageError("--password-file needs a user", "--user NAME, or user@ in the URL")
+    password = args.password_file.read_text().rstrip("\r\n")
+    if not password:
+        raise OperatorError(f"{args.password_file} is empty", "its first line is the password")
+    target = parse_url(url).options
+    return Credentials.of(user, password, target.get("target_user"), target.get("target_password"))
 
 
-def human(size: int) -> str:
-    """Bytes with a binary unit, exact where that is short."""
-    value, unit = float(size), 0
-    while value >= 1024 and unit < len(UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{value:.4g} {UNITS[unit]}"
+def device(args: argparse.Namespace, engine: Any, url: str | None = None) -> BlockDevice:
+    """The LUN that `url` names, or else the only one of the flags."""
+    wanted = args.url if url is None else url
+    unit = open_device(wanted, engine, **options(args, wanted))
+    if args.verbose:
+        agreed = unit.session.connection_params
+        digests = [
+            name
+            for name, is_on in (("header", agreed.header_digest), ("data", agreed.data_digest))
+            if is_on
+        ]
+        output.say(
+            f"{unit.url}: {unit.inquiry.vendor} {unit.inquiry.product}, {human(unit.size)}, "
+            f"digests: {' and '.join(digests) or 'none'}"
+        )
+    return unit
 
 
 # --- ls ----------------------------------------------------------------------------------------
@@ -220,27 +259,6 @@ def _unit_facts(unit: BlockDevice) -> dict[str, Any]:
 # --- read and write ----------------------------------------------------------------------------
 
 
-class Progress:
-    """A line on a terminal's stderr, at most ten times a second; silent elsewhere."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._shown = max(total, 1), -1
-        self._on = sys.stderr.isatty()
-
-    def show(self, done: int) -> None:
-        """Say how far it is."""
-        percent = 100 * done // self._total
-        if self._on and percent != self._shown:
-            self._shown = percent
-            sys.stderr.write(f"\r{human(done)} of {human(self._total)} ({percent} %) ")
-            sys.stderr.flush()
-
-    def end(self) -> None:
-        """Leave the line."""
-        if self._on and self._shown >= 0:
-            sys.stderr.write("\n")
-
-
 def _extent(unit: BlockDevice, args: argparse.Namespace) -> int:
     blocks = max(unit.block_count - args.lba, 1) if args.blocks is None else args.blocks
     unit.geometry.check(args.lba, blocks)
@@ -346,4 +364,4 @@ def _input(name: str) -> Iterator[BinaryIO]:
         yield source
 
 
-__all__ = ["Portal", "device", "human", "operator_errors", "options", "run"]
+__all__ = ["CHUNK", "device", "operator_errors", "options", "run"]

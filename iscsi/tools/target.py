@@ -1,55 +1,133 @@
-"""`ppe target serve`: a RAM-backed iSCSI target in this process, until it is told to stop.
-
-It says on standard error (with --json: as one object on standard output) where it listens once
-initiators can log in, and not before.
+"""`ppe target`: its flags, which load nothing. `serve` runs in `iscsi.tools.target_serve`, what is
+asked of a server that runs in `iscsi.tools.target_control`.
 """
 
 import argparse
-import errno
-import os
-import signal
+from pathlib import Path
 from typing import Any, Final
 
-from iscsi.target.config import ServerConfig
-from iscsi.target.units import BLOCK_SIZES, RamDisk, Target
-from iscsi.wire.names import DEFAULT_PORT, Portal, parse_address
 from ppe import output
-from ppe.config import parse_size
-from ppe.errors import OperatorError, UsageError
 
+ACTIONS: Final = "serve|check-config|ls|stat|add|rm|resize|reload|drain"
 DEFAULT_IQN: Final = "iqn.2026-01.org.ppe:ram"
-DEFAULT_PORTAL: Final = f"127.0.0.1:{DEFAULT_PORT}"
-INLINE: Final = "inline:"
-_ARENA_SIZE: Final = 16 << 20
+DEFAULT_PORTAL: Final = "127.0.0.1:3260"
+_EXAMPLES: Final = """\
+examples:
+  ppe target serve --ram 256M
+  ppe target serve --file disk.img --size 10G --thin --portal 0.0.0.0
+  ppe target serve --config target.toml      (targets, CHAP, access rules: docs/ISCSI.md)
+
+SIGTERM asks the sessions to log out and then ends the server; again, or SIGINT: at once.
+SIGHUP reads the configuration file again and applies what changed.
+exit codes: 0 stopped in order, 1 failed, 2 wrong flags or configuration"""
 
 
 class TargetCommand:
-    """The `ppe target` command; its one sub-command is `serve`."""
+    """The `ppe target` command."""
 
     name = "target"
-    help = "serve iSCSI LUNs"
+    help = "serve iSCSI LUNs, and change what a running server serves"
 
     def prepare_parser(self, parser: argparse.ArgumentParser) -> None:
-        """Declare `serve` and its flags."""
-        nested = parser.add_subparsers(dest="action", required=True, metavar="serve")
-        serve = nested.add_parser("serve", help="serve RAM-backed LUNs", description=self.help)
+        """Declare the actions and their flags."""
+        nested = parser.add_subparsers(dest="action", required=True, metavar=ACTIONS)
+        serve = nested.add_parser(
+            "serve",
+            help="serve LUNs until told to stop",
+            description="Serve LUNs in memory, in files, or as a configuration file says.",
+            epilog=_EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         add_serve_arguments(serve)
+        check = _action(nested, "check-config", "say what is wrong with a configuration file")
+        check.add_argument("file", metavar="FILE", type=Path)
+        output.add_json_flag(check)
+        _live(nested, "ls", "list targets and LUNs of a running server")
+        stat = _live(nested, "stat", "what a running server has done, session by session")
+        stat.add_argument("--format", choices=("text", "json", "prometheus"), default="text")
+        add = _place(_live(nested, "add", "serve one more LUN"))
+        _add_units(add, "the LUN")
+        _add_unit_options(add)
+        add.add_argument("--max-size", metavar="SIZE", help="what a RAM LUN can be resized to")
+        _place(_live(nested, "rm", "serve a LUN no more"))
+        resize = _place(_live(nested, "resize", "change a LUN's size; its initiators are told"))
+        resize.add_argument("--size", metavar="SIZE", required=True, help="such as 20G")
+        _live(nested, "reload", "read the configuration file again, as SIGHUP does")
+        _live(nested, "drain", "ask all sessions to log out, then end the server")
 
     def run(self, args: argparse.Namespace) -> int:
-        """Serve until SIGINT or SIGTERM; 0 when stopped in order."""
-        return serve(args)
+        """Do it; raises OperatorError with what to change."""
+        if args.action == "serve":
+            from iscsi.tools.target_serve import serve
+
+            return serve(args)
+        from iscsi.tools.target_control import run
+
+        return run(args)
+
+
+def _action(nested: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = nested.add_parser(name, help=text, description=text)
+    return parser
+
+
+def _live(nested: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser = _action(nested, name, text)
+    parser.add_argument("--name", help="the server's name (default: the only one that runs)")
+    parser.add_argument("--control", metavar="PATH", type=Path, help="its control socket instead")
+    output.add_json_flag(parser)
+    return parser
+
+
+def _place(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--iqn", help="the target (default: the only one there is)")
+    parser.add_argument("--lun", type=int, required=True, metavar="N", help="number of the LUN")
+    return parser
+
+
+class _Unit(argparse.Action):
+    """Collects `--ram`, `--file` and `--null` in the order they are given."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        """Append (kind, value)."""
+        given = [*getattr(namespace, self.dest), (str(option).lstrip("-"), values)]
+        setattr(namespace, self.dest, given)
+
+
+def _add_units(parser: argparse.ArgumentParser, what: str) -> None:
+    for flag, metavar, text in (
+        ("--ram", "SIZE", f"{what} in memory, of this size (256M)"),
+        ("--file", "PATH", f"{what} in a file or block device"),
+        ("--null", "SIZE", f"{what} keeps nothing and reads as zeros; for measuring"),
+    ):
+        parser.add_argument(
+            flag, metavar=metavar, action=_Unit, dest="units", default=[], help=text
+        )
+
+
+def _add_unit_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    if not any(action.dest == "size" for action in parser._actions):
+        add("--size", metavar="SIZE", help="create a missing file with this size (10G)")
+    add(
+        "--cache",
+        metavar="MODE",
+        help="how files are used: writeback, writethrough, direct or directsync "
+        "(default: writeback)",
+    )
+    add("--thin", action="store_true", help="UNMAP gives room back; files start sparse")
+    add("--read-only", action="store_true", help="write-protect the LUNs")
+    add("--removable", action="store_true", help="initiators may eject the medium")
+    add("--block-size", type=int, default=512, help="512 or 4096 bytes (default: 512)")
+    add("--reservations", metavar="FILE", help="keep persistent reservations over a restart")
 
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `ppe target serve`."""
     add = parser.add_argument
-    add(
-        "--ram",
-        metavar="SIZE",
-        action="append",
-        default=[],
-        help="a LUN of this size (256M); give it again for LUN 1, 2 and so on",
-    )
+    add("--config", metavar="FILE", type=Path, help="everything from one TOML file")
+    _add_units(parser, "a LUN")
+    _add_unit_options(parser)
     add(
         "--portal",
         metavar="HOST[:PORT]",
@@ -64,98 +142,16 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="tell discovering initiators this address instead of the portals",
     )
-    add("--iqn", default=DEFAULT_IQN, help=f"the target's name (default: {DEFAULT_IQN})")
+    add("--iqn", help=f"the target's name (default: {DEFAULT_IQN})")
     add(
         "--engine",
-        default=INLINE,
         metavar="NAME",
-        help=f"an engine's name, or {INLINE}[?idle=spin|yield|sleep] for none (default: {INLINE})",
+        help="an engine's name, or inline:[?idle=spin|yield|sleep] for none (default: inline:)",
     )
-    add("--block-size", type=int, choices=BLOCK_SIZES, default=512, help="bytes (default: 512)")
-    add("--read-only", action="store_true", help="write-protect the LUNs")
-    add(
-        "--max-connections",
-        type=int,
-        default=256,
-        metavar="N",
-        help="refuse further logins (default: 256)",
-    )
+    add("--max-connections", type=int, metavar="N", help="refuse further logins (default: 256)")
+    add("--name", help="name for `ppe target ls` and the others (default: the process's number)")
+    add("--control", metavar="PATH", type=Path, help="the control socket's path")
     output.add_json_flag(parser)
 
 
-def _portals(words: list[str], what: str) -> tuple[Portal, ...]:
-    found = []
-    for word in words:
-        # Port 0 is no address of a target, but a way to ask for any free port.
-        host, colon, port = word.rpartition(":")
-        portal = parse_address(host if colon and port == "0" else word)
-        if portal is None:
-            raise UsageError(
-                f"{what} {word!r} is no address", "host, host:port or [IPv6]:port are possible"
-            )
-        found.append(Portal(portal.host, 0) if colon and port == "0" else portal)
-    return tuple(found)
-
-
-def serve(args: argparse.Namespace) -> int:
-    """Serve what the flags ask for. Raises OperatorError with what to change."""
-    words = args.portal or [DEFAULT_PORTAL]
-    listen, advertise = _portals(words, "portal"), _portals(args.advertise, "advertised address")
-    try:
-        sizes = [parse_size(word) for word in args.ram or ["256M"]]
-    except ValueError as error:
-        raise UsageError(f"--ram: {error}", "for example --ram 256M") from error
-    import host
-    from host.errors import HostError
-    from shm.segment import SegmentError
-
-    try:
-        with host.connect(args.engine, arena_size=_ARENA_SIZE) as engine:
-            units = {
-                number: RamDisk(engine.alloc(size), args.block_size, args.read_only)
-                for number, size in enumerate(sizes)
-            }
-            target = Target(args.iqn, units)
-            config = ServerConfig(
-                (target,), listen, advertise, max_connections=args.max_connections
-            )
-            return _run(engine, config, args.json)
-    except (HostError, SegmentError, MemoryError) as error:
-        raise OperatorError(str(error)) from error
-    except OSError as error:
-        hint = "stop it, or pass another --portal" if error.errno == errno.EADDRINUSE else ""
-        raise OperatorError(error.strerror or str(error), hint) from error
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-def _run(engine: Any, config: ServerConfig, as_json: bool) -> int:
-    from iscsi.target.server import TargetServer
-
-    with TargetServer(engine, config) as server:
-        handlers = {
-            number: signal.signal(number, lambda *_: server.stop())
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            _say_ready(config, server.bound, as_json)
-            server.serve_forever()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        output.say("stopped: " + ", ".join(f"{n} {what}" for what, n in server.counts.items()))
-    return 0
-
-
-def _say_ready(config: ServerConfig, bound: list[tuple[str, int]], as_json: bool) -> None:
-    portals = [Portal(host, port).address for host, port in bound]
-    urls = [
-        f"iscsi://{portals[0]}/{target.name}/{lun}"
-        for target in config.targets
-        for lun in target.units
-    ]
-    if as_json:
-        ports = [{"host": host, "port": port} for host, port in bound]
-        output.write_json({"ready": True, "pid": os.getpid(), "portals": ports, "urls": urls})
-    else:
-        output.say(f"ready: {', '.join(urls)} (pid {os.getpid()})")
+__all__ = ["DEFAULT_IQN", "DEFAULT_PORTAL", "TargetCommand", "add_serve_arguments"]

@@ -56,6 +56,7 @@ class InquiryData:
     revision: str = ""
     target_port_groups: int = 0  # TPGS: 1 is implicit
     third_party_copy: bool = False
+    several_ports: bool = False  # MULTIP
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ def build_inquiry(inquiry: InquiryData) -> bytes:
     data[3] = 0x12  # HISUP, response data format 2
     data[4] = STANDARD_INQUIRY_LENGTH - 5
     data[5] = inquiry.target_port_groups << 4 | 0x08 * inquiry.third_party_copy
+    data[6] = 0x10 * inquiry.several_ports
     data[7] = 0x02  # CMDQUE
     data[8:16] = _ascii(inquiry.vendor, 8)
     data[16:32] = _ascii(inquiry.product, 16)

@@ -9,12 +9,23 @@ from typing import Final
 
 import numpy as np
 
-from iscsi.wire import bhs, port, target_command, target_rx, target_task, target_tx, violations
+from iscsi.wire import (
+    bhs,
+    port,
+    target_command,
+    target_rx,
+    target_storage,
+    target_task,
+    target_tx,
+    target_writes,
+    violations,
+)
 from iscsi.wire.errors import LocalProtocolError, RemoteProtocolError
 from iscsi.wire.login_common import LoginResult
 from iscsi.wire.port import ControlPdu, read_control
 from iscsi.wire.scsi import CDB_LENGTH
-from iscsi.wire.target_task import CDB, TargetLimits, build_target, target_size, task_at
+from iscsi.wire.target_block import TargetLimits, build_target, target_size
+from iscsi.wire.target_task import CDB, task_at
 from shm.jit import entry
 from shm.view import address_of, window
 
@@ -111,16 +122,28 @@ def count_as_received(conn: int, cmd_sn: int, before: int) -> bool:
     return target_rx.count_as_received(conn, cmd_sn, before)
 
 
+@entry("int64(intp, int64, int64, int64)")
+def half_written(conn: int, lun_number: int, start: int, end: int) -> int:
+    """Door to `target_writes.half_written`."""
+    return target_writes.half_written(conn, lun_number, start, end)
+
+
+@entry("int64(intp, int64, int64)")
+def refuse_writes(conn: int, lun_number: int, sense: int) -> int:
+    """Door to `target_writes.refuse_writes`."""
+    return target_writes.refuse_writes(conn, lun_number, sense)
+
+
 @entry("void(intp, int64)")
 def pin(conn: int, task_id: int) -> None:
-    """Door to `target_command.pin`, by the task's id."""
-    target_command.pin(conn, target_task.address_of(conn, task_id))
+    """Door to `target_storage.pin`, by the task's id."""
+    target_storage.pin(conn, target_task.address_of(conn, task_id))
 
 
 @entry("boolean(intp, int64)")
 def unpin(conn: int, task_id: int) -> bool:
-    """Door to `target_command.unpin`, by the task's id."""
-    return target_command.unpin(conn, target_task.address_of(conn, task_id))
+    """Door to `target_storage.unpin`, by the task's id."""
+    return target_storage.unpin(conn, target_task.address_of(conn, task_id))
 
 
 @entry("void(intp)")
@@ -283,6 +306,14 @@ class TargetConnection:
     def aborted_work(self, lun: int | None = None) -> int:
         """How many aborted tasks of one LUN, or of all, somebody still works on."""
         return aborted_work(self.address, _ALL if lun is None else lun)
+
+    def half_written(self, lun: int, start: int, end: int) -> int:
+        """`target_writes.half_written`, between two addresses."""
+        return half_written(self.address, lun, start, end)
+
+    def refuse_writes(self, lun: int, key: int, code: int) -> int:
+        """End WRITEs whose data is not on its unit yet (`target_writes.refuse_writes`)."""
+        return refuse_writes(self.address, lun, key << 16 | code)
 
     def count_as_received(self, cmd_sn: int, before: int) -> bool:
         """`target_rx.count_as_received`."""

@@ -24,7 +24,8 @@ from iscsi.wire.port import (
     push,
     token_of,
 )
-from iscsi.wire.sense import Asc, ScsiStatus, SenseKey
+from iscsi.wire.sense import ScsiStatus
+from iscsi.wire.target_storage import wait_for_storage
 from iscsi.wire.target_task import (
     CDB,
     COLD,
@@ -34,15 +35,14 @@ from iscsi.wire.target_task import (
     STATE_HELD,
     STATE_RESPOND,
     STATE_STORAGE,
-    STORAGE,
     TASK_SIZE,
     drop_buffer,
     drop_orphan,
-    free_if_sent,
     hold_buffer,
     make_ready,
     new_task,
     open_window,
+    set_residual,
     target_at,
     task_at,
 )
@@ -59,11 +59,6 @@ EINVAL: Final = errno.EINVAL
 ENOENT: Final = errno.ENOENT
 EMSGSIZE: Final = errno.EMSGSIZE
 ENOSPC: Final = errno.ENOSPC
-
-# What a file's -errno becomes (SBC-3 §4.13 and §4.7.3.7).
-READ_FAILED: Final = SenseKey.MEDIUM_ERROR << 16 | Asc.UNRECOVERED_READ_ERROR
-WRITE_FAILED: Final = SenseKey.MEDIUM_ERROR << 16 | Asc.WRITE_ERROR
-NO_SPACE: Final = SenseKey.DATA_PROTECT << 16 | Asc.SPACE_ALLOCATION_FAILED
 
 
 @nopython
@@ -158,7 +153,9 @@ def _plan_block_io(conn: int, address: int, unit: int) -> None:
 
 @nopython
 def _plan_storage(conn: int, address: int, storage: int, start: int) -> None:
-    """Data of a file goes through a buffer: a write's is needed now, a read's when it is read."""
+    """Data of a file goes through a buffer. A write's is needed now if data comes unasked; else
+    the data is asked for when there is one, and a read's is found when it is read.
+    """
     task = task_at(address)[0]
     if task["transfer"] > largest(target_at(conn)[0]["buffers"]):
         task["status"] = CHECK_CONDITION  # more than the maximum transfer length (SBC-3 §6.6.4)
@@ -169,7 +166,9 @@ def _plan_storage(conn: int, address: int, storage: int, start: int) -> None:
         return
     task["medium"] = storage
     task["medium_offset"] = start
-    if task["direction"] == units.WRITE and not hold_buffer(conn, address, task["transfer"]):
+    comes_unasked = task["unsolicited"] or port_at(conn)[0]["rx_data_length"] > 0
+    is_write = task["direction"] == units.WRITE
+    if is_write and not hold_buffer(conn, address, task["transfer"]) and comes_unasked:
         end_busy(address)
 
 
@@ -189,19 +188,6 @@ def end_busy(address: int) -> None:
     task["status"] = TASK_SET_FULL
     task["is_cold"] = 0
     _move_nothing(address)
-
-
-@nopython
-def set_residual(address: int, length: int) -> None:
-    """Compare what the command wants to move with what the initiator expects."""
-    task = task_at(address)[0]
-    expected = task["expected_length"]
-    task["residual_flags"] = 0
-    if length > expected:
-        task["residual_flags"] = bhs.FLAG_OVERFLOW
-    elif length < expected:
-        task["residual_flags"] = bhs.FLAG_UNDERFLOW
-    task["residual_count"] = min(abs(length - expected), 0xFFFFFFFF)
 
 
 @nopython
@@ -264,6 +250,13 @@ def data_out_here(conn: int, address: int, is_final: bool, is_unsolicited: bool)
 
 
 @nopython
+def data_may_come(conn: int, address: int) -> None:
+    """A write that waited for a buffer has one: ask for its data."""
+    task_at(address)[0]["state"] = STATE_DATA_OUT
+    _advance(conn, address)
+
+
+@nopython
 def _advance(conn: int, address: int) -> None:
     """Ask for more data, or do the command when all of it is here."""
     task = task_at(address)[0]
@@ -276,6 +269,10 @@ def _advance(conn: int, address: int) -> None:
         task["refetch"] = 0
         task["received"] = 0
     if command_data(address):
+        if task["medium"] and task["buffer"] == 0:
+            task["state"] = STATE_STORAGE
+            wait_for_storage(conn, address)
+            return
         if task["r2t_sn"] == 0:
             task["r2t_offset"] = task["received"]
             end = task["received"] + target_at(conn)[0]["max_burst_length"]
@@ -327,70 +324,6 @@ def end_spoiled(conn: int, address: int) -> None:
     # The initiator may have sent more than it was asked for: that names no task then.
     target_at(conn)[0]["has_aborted"] = 1
     make_ready(conn, address)
-
-
-# --- for whoever does file input and output ------------------------------------------------------
-
-
-@nopython
-def wait_for_storage(conn: int, address: int) -> None:
-    """Put a task in line for `storage_next`, once."""
-    task = task_at(address)[0]
-    if task["storage_queued"] == 0:
-        task["storage_queued"] = 1
-        push(conn + STORAGE, address)
-
-
-@nopython
-def storage_next(conn: int) -> int:
-    """Address of the next TASK whose data is to be read from or written to `medium`, or 0.
-
-    A write's `transfer` bytes lie at `data_address`; a read's belong there, once `hold_buffer` has
-    found a place. Ends in `storage_done`; `wait_for_storage` puts it back.
-    """
-    while not is_empty(conn + STORAGE):
-        address = pop(conn + STORAGE)
-        task_at(address)[0]["storage_queued"] = 0
-        if task_at(address)[0]["state"] == STATE_STORAGE:
-            return address
-    return 0
-
-
-@nopython
-def storage_done(conn: int, address: int, result: int) -> None:
-    """A task from `storage_next` is done: 0, or the -errno that becomes its sense."""
-    task = task_at(address)[0]
-    task["medium"] = 0
-    is_read = task["direction"] == bhs.FLAG_READ
-    if result == 0:
-        task["state"] = STATE_DATA_IN if is_read else STATE_RESPOND
-    else:
-        task["status"] = CHECK_CONDITION
-        task["sense"] = READ_FAILED if is_read else WRITE_FAILED
-        if result == -ENOSPC:
-            task["sense"] = NO_SPACE
-        set_residual(address, 0)
-        task["state"] = STATE_RESPOND
-    make_ready(conn, address)
-
-
-@nopython
-def pin(conn: int, address: int) -> None:
-    """Somebody else works on a task's data: it and its buffer stay, even if it is aborted."""
-    task_at(address)[0]["tx_pending"] += 1
-    task_at(address)[0]["workers"] += 1
-    target_at(conn)[0]["jobs"] += 1
-
-
-@nopython
-def unpin(conn: int, address: int) -> bool:
-    """The work is over. Whether the task was not aborted meanwhile; else it is given back now."""
-    task = task_at(address)[0]
-    task["tx_pending"] -= 1
-    task["workers"] -= 1
-    target_at(conn)[0]["jobs"] -= 1
-    free_if_sent(conn, address)
-    return bool(task["state"] in (STATE_STORAGE, STATE_COLD))
 
 
 # --- for the cold code -----------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""A target with one unit in a file, as a program: what runs in the guest whose plug is pulled.
+"""A target with one unit in a file, as a program: what is killed, and whose plug is pulled.
 
-`python -m tests.guest.serve_file PATH SIZE CACHE PORT`: prints `ready` once initiators can log in.
+`python -m tests.guest.serve_file PATH SIZE CACHE ADDRESS PORT` prints `ready` once initiators can
+log in.
 """
 
 import signal
@@ -16,11 +17,11 @@ from iscsi.wire.names import Portal
 IQN = "iqn.2026-01.org.example:plug"
 
 
-def main(path, size, cache, port):
+def main(path, size, cache, address, port):
     backend = FileBackend(path, size=int(size), cache=cache)
     with host.connect("inline:?idle=sleep") as engine:
         config = ServerConfig(
-            (Target(IQN, {0: LogicalUnit(backend)}),), (Portal("0.0.0.0", int(port)),)
+            (Target(IQN, {0: LogicalUnit(backend)}),), (Portal(address, int(port)),)
         )
         with TargetServer(engine, config) as server:
             signal.signal(signal.SIGTERM, lambda *_: server.stop())

@@ -40,17 +40,27 @@ class Flavour:
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     portals: int = 1
+    why: str = ""  # a special LUN is needed
 
 
 THIN = Flavour("thin")
-# GetLBAStatus.UnmapSingle asks for the status of a block and wants the answer to begin where the
-# next physical block does: both are the same only if a physical block is one logical block.
-FINE = Flavour("thin, fine-grained", {"granularity": 512, "physical_exponent": 0})
-# Sanitize.Reset looks whether an overwriting outlives its resets; memory is overwritten at once.
-SLOW = Flavour("thin, slow", {"sanitize_min_seconds": 8.0})
-# WriteSame10.UnmapUntilEnd unmaps with a block of FFh and wants zeros afterwards, where SBC-3 §5.38
-# wants the block.
-LENIENT = Flavour("thin, unmaps any block", {"unmaps_any_block": True})
+FINE = Flavour(
+    "thin, fine-grained",
+    {"granularity": 512, "physical_exponent": 0},
+    why="UnmapSingle asks for the status of a block and wants the answer to begin where the next"
+    " physical block does: both are the same only if a physical block is one logical block",
+)
+SLOW = Flavour(
+    "thin, slow",
+    {"sanitize_min_seconds": 8.0},
+    why="it looks whether an overwriting outlives its resets, and memory is overwritten at once",
+)
+LENIENT = Flavour(
+    "thin, unmaps any block",
+    {"unmaps_any_block": True},
+    why="it unmaps with a block of FFh and wants zeros afterwards, where SBC-3 §5.38 wants the"
+    " block, which is what our LUNs do by default",
+)
 REMOVABLE = Flavour("removable", {"removable": True})
 PROTECTED = Flavour("write-protected", {"read_only": True})
 PATHS = Flavour("two portals", portals=2)
@@ -87,6 +97,8 @@ EXPLAINED = {
         "it runs to its end, but the tool takes each refusal that it asks for as a missing command"
     ),
 }
+# A write to a file cannot be promised to be atomic, so files do not offer it.
+NO_FILES = ("WriteAtomic16",)
 # Tests that need a LUN of their own, so that their suite is run one by one.
 SINGLE = {("Sanitize", "Reset"): SLOW, ("WriteSame10", "UnmapUntilEnd"): LENIENT}
 
@@ -233,6 +245,17 @@ def notes(results: list[Result]) -> list[str]:
     return lines
 
 
+def special() -> list[str]:
+    """The LUNs that are made for what a test wants of them, and the tests."""
+    suites = [(suite, each) for suite, flavours in SPECIAL.items() for each in flavours]
+    tests = [(f"{suite}.{test}", flavour) for (suite, test), flavour in SINGLE.items()]
+    return [
+        f"- {name} runs on a LUN of its own ({flavour.name}): {flavour.why}"
+        for name, flavour in suites + tests
+        if flavour.why
+    ]
+
+
 def page(results: list[Result]) -> str:
     """The text of docs/CONFORMANCE.md."""
     done = subprocess.run(
@@ -254,6 +277,7 @@ def page(results: list[Result]) -> str:
             table(results),
             "",
             *(notes(results) or ["Nothing was skipped, nothing failed."]),
+            *special(),
             "",
         ]
     )
@@ -277,7 +301,8 @@ def main(arguments: list[str]) -> int:
     results = []
     with host.connect("inline:") as engine, tempfile.TemporaryDirectory() as folder:
         bench = Bench(engine, Path(folder) if args.file else None)
-        for suite, flavour in plan(tests or listed()):
+        wanted = tests or [suite for suite in listed() if not (args.file and suite in NO_FILES)]
+        for suite, flavour in plan(wanted):
             began = time.monotonic()
             result = run_suite(bench, suite, flavour, tests.get(suite, ""))
             results.append(result)

@@ -6,6 +6,7 @@ import contextlib
 
 import pytest
 
+import iscsi.target.server  # noqa: F401 - compiles while tests are collected
 from shm.jit import JIT_DISABLED
 from tests.guest.machine import HOST, QEMU_TOOLS
 from tests.interop.serve import IQN, Served, engine

@@ -82,7 +82,7 @@ class FileBackend:
         try:
             fcntl.flock(self._buffered, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OSError(errno.EAGAIN, "another server has it open") from error
+            raise OSError(errno.EAGAIN, "another unit or another server has it open") from error
 
     def _adopt(self, size: int | None) -> None:
         about = os.fstat(self._buffered)
@@ -135,13 +135,23 @@ class FileBackend:
         """Write all of `data`, durably if asked to, or if there is no write cache."""
         left = memoryview(data).cast("B")
         check_range(offset, left.nbytes, self.size)
-        flags = os.RWF_DSYNC if durable or not self.write_cache else 0
-        if self._is_straight(offset, left.nbytes):
-            self._write_direct(offset, left, flags)
+        put = self._write_direct if self._is_straight(offset, left.nbytes) else self._write_buffered
+        if not durable and self.write_cache:
+            put(offset, left, 0)
             return
-        while left:
-            count = os.pwritev(self._buffered, [left], offset, flags)
-            left, offset = left[count:], offset + count
+        try:
+            put(offset, left, os.RWF_DSYNC)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            # A file system that knows no durable writes, but syncs.
+            put(offset, left, 0)
+            self.flush()
+
+    def _write_buffered(self, offset: int, data: memoryview, flags: int) -> None:
+        while data:
+            count = os.pwritev(self._buffered, [data], offset, flags)
+            data, offset = data[count:], offset + count
 
     def _is_straight(self, offset: int, length: int) -> bool:
         """Whether it goes past the page cache.

@@ -57,5 +57,6 @@ ROWS: Final = {
         access=Access.WRITE,
         reservation=Reservation.WRITE_LIKE,
         offered=_is_offered,
+        whole=lambda command: (command.number(2, 8), command.number(12, 2)),
     )
 }

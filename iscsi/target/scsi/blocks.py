@@ -71,17 +71,26 @@ def _write(command: Command) -> Answer:
     if isinstance(found, Answer):
         return found
     durable = bool(command.cdb[0] >> 5 and command.cdb[1] & _FUA)
-    backend = command.present.backend
-    data = command.data[: found.length]
+    unit, data = command.present, command.data[: found.length]
     if len(data):
-        backend.write(found.offset, data, durable=durable)
+        with unit.medium_lock:  # of COMPARE AND WRITE, which may run at the same time
+            unit.backend.write(found.offset, data, durable=durable)
     return Answer(moved=found.length)
 
 
+def _may_wait(command: Command) -> bool:
+    """Whether the medium may keep whoever asks it waiting: memory does not."""
+    return command.unit is not None and not command.unit.backend.memory
+
+
 def _row(is_write: bool, usage: str) -> Row:
-    if is_write:
-        return Row(_write, usage, access=Access.WRITE, reservation=Reservation.WRITE_LIKE)
-    return Row(_read, usage, access=Access.READ, reservation=Reservation.READ_LIKE)
+    return Row(
+        _write if is_write else _read,
+        usage,
+        access=Access.WRITE if is_write else Access.READ,
+        reservation=Reservation.WRITE_LIKE if is_write else Reservation.READ_LIKE,
+        slow=_may_wait,
+    )
 
 
 ROWS: Final[Rows] = {

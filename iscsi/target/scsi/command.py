@@ -135,7 +135,8 @@ class Row:
 
     `usage`: hexadecimal, one digit pair per CDB byte after the operation code: the bits it looks
     at. `allocation`: offset and length of its allocation length. `reservation`: a class, or what
-    decides it from the CDB. `slow`: may run in a worker thread.
+    decides it from the CDB. `slow`: may run in a worker thread,
+    always or where the function says so.
     """
 
     run: Callable[[Command], Answer]
@@ -144,13 +145,27 @@ class Row:
     access: Access = Access.NONE
     needs_medium: bool = True
     reservation: Reservation | Callable[[Command], Reservation] = Reservation.CONFLICTS
-    slow: bool = False
+    slow: bool | Callable[[Command], bool] = False
     # Served while the medium is sanitized, and after that failed (SBC-3 §4.11.4).
     during_sanitize: bool = False
+    # What it changes is not the medium, but others notice: refused to who may only read.
+    is_for_writers: bool | Callable[[Command], bool] = False
     # Run in the server's thread when the checks are done; an answer of it is the command's.
     prepare: Callable[[Command], Answer | None] | None = None
+    # First block and count of what the command must find whole: no WRITE of which a part has come
+    # may be under way there, so that nobody's block ends up made of two.
+    whole: Callable[[Command], tuple[int, int]] | None = None
     # Whether a unit has this command at all; None: every unit has.
     offered: Callable[[LogicalUnit], bool] | None = None
+
+    def is_slow(self, command: Command) -> bool:
+        """Whether a worker thread is to run this very command."""
+        return self.slow if isinstance(self.slow, bool) else self.slow(command)
+
+    def needs_writer(self, command: Command) -> bool:
+        """Whether an initiator that may only read is not to do this."""
+        found = self.is_for_writers
+        return found if isinstance(found, bool) else found(command)
 
     def is_offered(self, unit: LogicalUnit | None) -> bool:
         """Whether this unit has the command."""

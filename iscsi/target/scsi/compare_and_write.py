@@ -35,5 +35,6 @@ ROWS: Final = {
         "f8ffffffffffffffff000000ff1f00",
         access=Access.WRITE,
         reservation=Reservation.WRITE_LIKE,
+        whole=lambda command: (command.number(2, 8), command.cdb[13]),
     )
 }

@@ -3,7 +3,6 @@ an initiator may rely on (SAM-5 §5.14, SPC-4 §5.12, SBC-3 §4.12). Modules exp
 that two of them serve is an error at import.
 """
 
-import errno
 import logging
 from dataclasses import replace
 from typing import Final
@@ -44,6 +43,7 @@ from iscsi.target.scsi.command import (
     Rows,
     refuse,
 )
+from iscsi.target.scsi.medium import medium_error
 from iscsi.wire.scsi import SERVICE_ACTION_MASK
 from iscsi.wire.sense import Asc, ScsiStatus, SenseKey
 
@@ -111,7 +111,7 @@ def row_of(cdb: bytes) -> Row | Answer:
 def is_slow(command: Command) -> bool:
     """Whether a worker thread may execute it (`finish` of an `admit` that let it pass)."""
     row = row_of(command.cdb)
-    return isinstance(row, Row) and row.slow
+    return isinstance(row, Row) and row.is_slow(command)
 
 
 def execute(command: Command) -> Answer:
@@ -172,6 +172,8 @@ def _conflicts(command: Command, row: Row) -> bool:
 
 def _admit_at_unit(command: Command, row: Row) -> Answer | None:
     unit = command.present
+    if command.nexus.read_only and row.needs_writer(command):
+        return refuse(Asc.ACCESS_DENIED)
     if _conflicts(command, row):
         return RESERVATION_CONFLICT
     condition = None if unit.condition is None else unit.condition()
@@ -194,20 +196,12 @@ def finish(command: Command) -> Answer:
     try:
         answer = row.run(command)
     except OSError as error:
-        return medium_error(error, row.access)
+        return medium_error(error, None, writing=row.access is Access.WRITE)
     except Exception as error:
         return _failed(command, error)
     if row.allocation is None:
         return answer
     return replace(answer, data=answer.data[: command.number(*row.allocation)])
-
-
-def medium_error(error: OSError, access: Access, lba: int | None = None) -> Answer:
-    """The sense of a backend's error (SBC-3 §4.7.3.6, §4.18)."""
-    if error.errno == errno.ENOSPC:
-        return refuse(Asc.SPACE_ALLOCATION_FAILED, SenseKey.DATA_PROTECT, information=lba)
-    code = Asc.WRITE_ERROR if access is Access.WRITE else Asc.UNRECOVERED_READ_ERROR
-    return refuse(code, SenseKey.MEDIUM_ERROR, information=lba)
 
 
 def control_byte(cdb: bytes) -> int:

@@ -29,14 +29,15 @@ def _inquiry(command: Command) -> Answer:
         return INVALID_FIELD
     unit = command.unit
     if not evpd:
-        return Answer(data=data.build_inquiry(_standard(unit)))
+        return Answer(data=data.build_inquiry(_standard(command)))
     build = _PAGES.get(page)
     if unit is None or build is None:
         return INVALID_FIELD
     return Answer(data=data.build_vpd(page, build(command, unit)))
 
 
-def _standard(unit: LogicalUnit | None) -> data.InquiryData:
+def _standard(command: Command) -> data.InquiryData:
+    unit = command.unit
     if unit is None:
         return _NOT_THERE
     return data.InquiryData(
@@ -47,6 +48,7 @@ def _standard(unit: LogicalUnit | None) -> data.InquiryData:
         revision=unit.revision,
         target_port_groups=_IMPLICIT_TPGS,
         third_party_copy=True,
+        several_ports=len({command.nexus.portal_group_tag, *command.target.portal_groups()}) > 1,
     )
 
 
@@ -83,9 +85,14 @@ def _padded(name: str) -> bytes:
 
 
 def _extended(command: Command, unit: LogicalUnit) -> bytes:
-    """Page 86 (SPC-4 §7.8.7): simple, ordered and head-of-queue tasks, no protection, LUICLR."""
+    """Page 86 (SPC-4 §7.8.7): simple tasks, no protection, LUICLR.
+
+    Ordered and head-of-queue tasks are served like simple ones, so they are not promised: the data
+    of a WRITE comes in its initiator's time, files are read and written by several threads, and
+    no task waits for another here (SAM-5 §8.6 would want both kinds to keep later ones waiting).
+    """
     body = bytearray(60)
-    body[1] = 0x07  # HEADSUP, ORDSUP, SIMPSUP
+    body[1] = 0x01  # SIMPSUP, without ORDSUP and HEADSUP
     body[2] = int(unit.backend.write_cache)  # V_SUP
     body[3] = 0x01  # LUICLR
     return bytes(body)

@@ -213,7 +213,7 @@ def _may_set(unit: LogicalUnit, page: _Page, raw: bytes) -> bool:
 
 
 ROWS: Final[Rows] = {
-    (0x15, None): Row(_mode_select, "110000ff00", needs_medium=False),
+    (0x15, None): Row(_mode_select, "110000ff00", needs_medium=False, is_for_writers=True),
     (0x1A, None): Row(
         _mode_sense,
         "08ffffff00",
@@ -221,7 +221,9 @@ ROWS: Final[Rows] = {
         needs_medium=False,
         reservation=Reservation.READ_LIKE,
     ),
-    (MODE_SELECT_10, None): Row(_mode_select, "110000000000ffff00", needs_medium=False),
+    (MODE_SELECT_10, None): Row(
+        _mode_select, "110000000000ffff00", needs_medium=False, is_for_writers=True
+    ),
     (MODE_SENSE_10, None): Row(
         _mode_sense,
         "18ffff000000ffff00",

@@ -31,5 +31,6 @@ ROWS: Final = {
         "f8ffffffffffffffffffffffff1f00",
         access=Access.WRITE,
         reservation=Reservation.WRITE_LIKE,
+        whole=lambda command: (command.number(2, 8), command.number(10, 4)),
     )
 }

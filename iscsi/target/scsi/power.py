@@ -106,6 +106,11 @@ def _prevent_reservation(command: Command) -> Reservation:
     return Reservation.PERSISTENT_ALLOWED if allows else Reservation.CONFLICTS
 
 
+def _changes_state(command: Command) -> bool:
+    """Whether it does more than to start a unit, without its medium and power conditions."""
+    return command.cdb[4] & ~_NO_FLUSH != _START
+
+
 ROWS: Final[Rows] = {
     (0x00, None): Row(_test_unit_ready, "0000000000", reservation=Reservation.PERSISTENT_ALLOWED),
     (0x03, None): Row(
@@ -122,6 +127,7 @@ ROWS: Final[Rows] = {
         needs_medium=False,
         reservation=_start_stop_reservation,
         slow=True,
+        is_for_writers=_changes_state,
         prepare=_load_or_eject,
     ),
     (0x1E, None): Row(

@@ -57,8 +57,8 @@ def load(path: Path) -> State:
 
 
 def save(path: Path, state: State) -> None:
-    """Replace the file and make it durable before returning. Raises OSError; then the old one is
-    still there.
+    """Replace the file and make it durable before returning. Raises OSError; then either the old
+    one or the new one is there, whole.
     """
     body = _encode(state)
     document = {"format": _FORMAT, "digest": _digest(body), "reservations": body}

@@ -34,6 +34,7 @@ class UnitReservations:
         self._path = None if unit.reservations_path is None else Path(unit.reservations_path)
         self._reserved_by: Nexus | None = None
         self._lost: list[Nexus] = []  # whose commands somebody still works on
+        self._is_file_unknown = False
         self.state: State = EMPTY
         self.fault: str | None = None
         try:
@@ -95,8 +96,10 @@ class UnitReservations:
         before = self.state
         was = (before.keys, before.held, before.holder) if before.persists else None
         now = (state.keys, state.held, state.holder) if state.persists else None
-        if self._path is not None and was != now:
+        if self._path is not None and (was != now or self._is_file_unknown):
+            self._is_file_unknown = True  # until all of it succeeded
             pr_store.save(self._path, state)
+            self._is_file_unknown = False
 
     def abort(self, ports: Collection[Port]) -> Callable[[], bool]:
         """End the tasks of these nexuses (PREEMPT AND ABORT), and of those that are lost but still

@@ -275,6 +275,7 @@ ROWS: Final[Rows] = {
             needs_medium=False,
             reservation=Reservation.ALWAYS_ALLOWED,
             during_sanitize=True,
+            is_for_writers=True,
         )
         for action in _ACTIONS
     },

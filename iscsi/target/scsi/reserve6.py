@@ -63,7 +63,13 @@ def _release(command: Command) -> Answer:
 
 
 def _row(run: Callable[[Command], Answer], usage: str) -> Row:
-    return Row(run, usage, needs_medium=False, reservation=Reservation.ALWAYS_ALLOWED)
+    return Row(
+        run,
+        usage,
+        needs_medium=False,
+        reservation=Reservation.ALWAYS_ALLOWED,
+        is_for_writers=run is _reserve,
+    )
 
 
 ROWS: Final[Rows] = {

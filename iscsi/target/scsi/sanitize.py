@@ -76,6 +76,8 @@ class Sanitizing:
         """Close the unit for everybody, and start. In the server's thread."""
         self.unit.condition = self
         self.unit.refresh_gate()
+        # A WRITE that began before, and whose data comes now, must not write behind us.
+        self.unit.refuse_writes(SenseKey.NOT_READY, Asc.SANITIZE_IN_PROGRESS)
         self._thread.start()
 
     def wait(self, command: Command) -> None:

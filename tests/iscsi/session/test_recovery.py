@@ -5,20 +5,23 @@ is executed twice that must not be, and it is given up when the user says so.
 import asyncio
 import os
 import random
+import socket
 from functools import partial
 
 import pytest
 
 import host
 import iscsi
-from iscsi.session.errors import ConnectionLost, UnitChanged, UnknownOutcome
+from iscsi.session.errors import ConnectionLost, ReservationLost, UnitChanged, UnknownOutcome
 from iscsi.session.options import NEVER, Recovery
 from iscsi.session.perf import Load, LoadPlan
+from iscsi.wire import bhs, discovery
 from iscsi.wire.bhs import Opcode
-from iscsi.wire.errors import LoginRejected, RemoteProtocolError, ScsiError
-from iscsi.wire.sense import Asc, SenseKey
+from iscsi.wire.errors import LoginRejected, RemoteProtocolError
+from iscsi.wire.names import parse_address
+from iscsi.wire.sense import Asc
 from tests.iscsi.session.disk import BLOCK, COMPARE_AND_WRITE, WRITES, Disk
-from tests.iscsi.session.mock_target import mock_target
+from tests.iscsi.session.mock_target import NAME, mock_target
 from tests.iscsi.session.relay import relay_to
 from tests.iscsi.session.tgt import wait_for
 
@@ -347,6 +350,68 @@ def test_other_portals_are_tried_in_turn(engine, disk, way):
             assert device.core.connection.portal.address == other
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_the_portals_of_a_target_are_asked_for(engine, disk, asynchronous):
+    """Discovery names a second portal, which is where the device goes when the first is gone."""
+    second = []
+
+    def first(peer):
+        header = peer.stream.recv(48, socket.MSG_PEEK)
+        text = peer.stream.recv(4096, socket.MSG_PEEK)[48:]
+        assert header
+        if b"SessionType=Discovery" not in text:
+            disk.serve(peer)
+            return
+        peer.log_in()
+        header, _ = peer.read_pdu()
+        here = discovery.DiscoveredTarget(NAME, (parse_address(second[0]),))
+        text = discovery.build_response([here])
+        peer.send(Opcode.TEXT_RESPONSE, text, to=header, ttt=bhs.RESERVED_TAG)
+        peer.answer(peer.read_pdu()[0])
+
+    async def main(url, relay):
+        async with await iscsi.aopen(url, recovery=QUICK, portals="discover") as device:
+            relay.refuse()
+            relay.drop()
+            assert len(await device.read(0, 1)) == BLOCK
+            assert device.core.connection.portal.address == second[0]
+
+    with (
+        mock_target(disk.serve) as other,
+        mock_target(first) as url,
+        relay_to(url) as (relay, there),
+    ):
+        second.append(other.split("/")[2])
+        if asynchronous:
+            asyncio.run(main(there, relay))
+            return
+        with iscsi.open(there, engine, recovery=QUICK, portals="discover") as device:
+            relay.refuse()
+            relay.drop()
+            wait_for(lambda: len(device.read(0, 1)) == BLOCK, "a read")
+            assert device.core.connection.portal.address == second[0]
+
+
+def test_a_reservation_that_ended_with_the_connection_is_an_error(engine, disk, way):
+    relay, url = way
+    disk.before = lambda peer, header, data: (
+        header.cdb_bytes[0] in (0x16, 0x17) and peer.send(Opcode.SCSI_RESPONSE, to=header) is None
+    )
+    for release in (True, False):
+        device = iscsi.open(url, engine, recovery=QUICK)
+        device.session.command(bytes((0x16, *bytes(5))))
+        if release:
+            device.session.command(bytes((0x17, *bytes(5))))
+        relay.drop()
+        if release:
+            assert device.write(0, bytes(BLOCK)) == BLOCK
+        else:
+            with pytest.raises(ReservationLost, match="reservation of LUN 0"):
+                device.write(1, bytes(BLOCK))
+        device.close()
+    assert ("write", 1, 1) not in disk.log
+
+
 @pytest.mark.parametrize("change", ["serial", "vendor", "blocks"])
 def test_another_unit_behind_the_same_name_is_not_written_to(engine, disk, way, change):
     relay, url = way
@@ -398,71 +463,6 @@ def test_a_target_that_refuses_the_new_login_for_good_is_believed(engine, disk):
         with pytest.raises(LoginRejected, match="target removed"):
             device.read(0, 1)
         device.close()
-
-
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_busy_unit_is_asked_again(engine, disk, way, asynchronous):
-    _, url = way
-    statuses = [0x08, 0x28, 0x08, 0x28]
-
-    def before(peer, header, data):
-        if header.cdb_bytes[0] in (*WRITES, 0x28) and statuses:
-            peer.send(Opcode.SCSI_RESPONSE, to=header, status=statuses.pop())
-            return True
-        return False
-
-    disk.before = before
-    if asynchronous:
-
-        async def main():
-            async with await iscsi.aopen(url, recovery=QUICK) as device:
-                await device.write(0, b"b" * 8 * BLOCK)
-                assert await device.read(0, 8) == b"b" * 8 * BLOCK
-
-        asyncio.run(main())
-    else:
-        with iscsi.open(url, engine, recovery=QUICK) as device:
-            device.write(0, b"b" * 8 * BLOCK)
-            assert device.read(0, 8) == b"b" * 8 * BLOCK
-    assert not statuses
-
-
-def test_a_full_task_set_makes_the_queue_shorter(engine, disk, way):
-    """The target holds commands back until more than four wait, and refuses those."""
-    _, url = way
-    refused = []
-
-    def before(peer, header, data):
-        if header.cdb_bytes[0] == 0x28 and len(refused) < 12:
-            refused.append(header.cmd_sn)
-            peer.send(Opcode.SCSI_RESPONSE, to=header, status=0x28)
-            return True
-        return False
-
-    disk.before = before
-    with iscsi.open(url, engine, queue_depth=16, command_bytes=BLOCK, recovery=QUICK) as device:
-        assert len(device.read(0, 200)) == 200 * BLOCK
-        assert device.core.worker.hot("depth") < 16
-        assert device.core.worker.hot("outstanding") == 0
-
-
-def test_unit_attentions_in_the_middle_of_a_transfer_are_let_pass(engine, disk, way):
-    _, url = way
-    with iscsi.open(url, engine, command_bytes=BLOCK, recovery=QUICK) as device:
-        disk.attentions = [Asc.MODE_PARAMETERS_CHANGED, Asc.CAPACITY_DATA_CHANGED]
-        device.write(0, b"u" * 20 * BLOCK)
-        assert device.read(0, 20) == b"u" * 20 * BLOCK
-        assert device.core.patience.capacity_changed
-
-
-def test_attentions_without_end_are_an_error(engine, disk, way):
-    _, url = way
-    with iscsi.open(url, engine, recovery=QUICK) as device:
-        disk.attentions = [Asc.POWER_ON_RESET] * 10_000
-        with pytest.raises(ScsiError) as caught:
-            device.read(0, 1)
-        assert caught.value.sense.key == SenseKey.UNIT_ATTENTION
-        disk.attentions = []
 
 
 def test_commands_of_a_closed_device_are_not_repeated(disk, way):

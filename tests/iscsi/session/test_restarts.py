@@ -18,11 +18,13 @@ import pytest
 import host
 import iscsi
 from iscsi.session.options import Recovery
+from iscsi.wire.names import Portal
 from tests.iscsi.session.conftest import READY_S
 from tests.iscsi.session.disk import Disk
 from tests.iscsi.session.mock_target import mock_target
 from tests.iscsi.session.relay import relay_to
 from tests.iscsi.session.tgt import WAIT_S, tgt_target, wait_for
+from tests.iscsi.target.serving import NAME, Serving
 
 BLOCK = 512
 QUICK = Recovery(initial_s=0.02, maximum_s=0.2, limit_s=60)
@@ -218,3 +220,32 @@ def test_a_device_in_asyncio_survives_the_death_of_its_engine(engines):
 
     with mock_target(disk.serve) as url:
         asyncio.run(main(url))
+
+
+# --- our own target --------------------------------------------------------------------------
+
+
+def test_cuts_in_front_of_our_own_target_reinstate_the_session():
+    with Serving() as serving:
+        url = f"iscsi://127.0.0.1:{serving.port}/{NAME}/0"
+        with relay_to(url) as (relay, there), iscsi.open(there, recovery=QUICK) as device:
+            for number in range(2):
+                relay.cut_after(up=700 * number + 30)
+                device.write(8 * number, stamped(number))
+                relay.cut_after(down=60 * number + 30)
+                assert device.read(8 * number, 8) == stamped(number).tobytes()
+            assert device.recoveries == 4
+        serving.wait_idle()
+
+
+def test_our_own_target_restarted_is_found_again():
+    """Its memory is gone with it, as the tests' server fills it; what is written later stays."""
+    with Serving() as first:
+        port = first.port
+        device = iscsi.open(f"iscsi://127.0.0.1:{port}/{NAME}/0", recovery=QUICK)
+        before = device.read(0, 64)
+    with device, Serving(portals=(Portal("127.0.0.1", port),)):
+        assert device.read(0, 64) == before, "the same seed filled it"
+        device.write(0, stamped(5))
+        assert device.read(0, 8) == stamped(5).tobytes()
+        assert device.recoveries == 1

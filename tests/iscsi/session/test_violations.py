@@ -43,8 +43,16 @@ def r2t(peer, header, **fields):
 
 
 def r2ts(peer, header):
-    for number in range(3):
-        r2t(peer, header, r2t_sn=number, buffer_offset=number * 512)
+    """Three at once, in one piece, so that none is answered before the last has come."""
+    numbers = {"exp_cmd_sn": header.cmd_sn + 1, "max_cmd_sn": header.cmd_sn + 8}
+    pdus = [
+        bhs.encode_pdu(
+            Opcode.R2T, itt=header.itt, ttt=number, r2t_sn=number, buffer_offset=number * 512,
+            desired_data_transfer_length=512, stat_sn=peer.stat_sn, **numbers,
+        )
+        for number in range(3)
+    ]  # fmt: skip
+    peer.stream.sendall(b"".join(pdus))
 
 
 def response(peer, header, data=b"", **fields):

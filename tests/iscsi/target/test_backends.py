@@ -281,6 +281,24 @@ def test_a_write_is_durable_when_asked_or_when_there_is_no_cache(tmp_path, monke
     backend.close()
 
 
+def test_a_file_system_without_durable_writes_is_synced_instead(tmp_path, monkeypatch):
+    write = os.pwritev
+
+    def cannot(descriptor, buffers, offset, flags=0):
+        if flags:
+            raise OSError(errno.EOPNOTSUPP, "no")
+        return write(descriptor, buffers, offset)
+
+    backend = FileBackend(tmp_path / "disk", size=SIZE)
+    monkeypatch.setattr(os, "pwritev", cannot)
+    syncs = []
+    monkeypatch.setattr(os, "fdatasync", syncs.append)
+    backend.write(0, b"abc", durable=True)
+    assert len(syncs) == 1
+    assert bytes(backend.read(0, 3)) == b"abc"
+    backend.close()
+
+
 def test_switching_the_cache_off_flushes_first(tmp_path, monkeypatch):
     seen = Recorded(monkeypatch)
     backend = FileBackend(tmp_path / "disk", size=SIZE)

@@ -3,9 +3,11 @@
 import errno
 import struct
 
+import numpy as np
 import pytest
 
-from iscsi.target.backends import FileBackend
+from host.memory import Buffer
+from iscsi.target.backends import FileBackend, RamBackend
 from iscsi.target.units import LogicalUnit
 from iscsi.wire.sense import Asc, ScsiStatus, SenseKey
 from tests.iscsi.target.medium import (
@@ -160,6 +162,18 @@ def test_a_short_allocation_cuts_the_list_but_not_its_first_descriptor():
     assert statuses(bench, 0, 24) == [(0, GRAIN, 1)]
     assert len(statuses(bench, 0, 8 + 16 * 5)) == 5
     assert len(statuses(bench, 0)) == 64
+
+
+@pytest.mark.parametrize("written", [(0,), (7,), (8,), (15,), (3, 12), (7, 8)])
+def test_a_block_is_mapped_if_any_part_of_it_is(written):
+    backend = RamBackend(Buffer(np.zeros(1 << 20, np.uint8), None), thin=True, granularity=512)
+    bench = Bench(LogicalUnit(backend, block_size=4096))
+    for piece in written:
+        backend.write(512 * piece, b"x" * 512)
+    mapped = []
+    for lba, count, status in statuses(bench, 0):
+        mapped += range(lba, lba + count) if status == 0 else ()
+    assert mapped == sorted({piece // 8 for piece in written})
 
 
 def test_a_thick_unit_is_mapped_everywhere():

@@ -86,6 +86,21 @@ def test_nothing_changes_when_it_cannot_be_stored(path, caplog):
     assert "could not be stored" in caplog.text
 
 
+def test_a_file_that_may_be_ahead_is_written_again(path, monkeypatch):
+    world = world_at(path)
+    world.a.register(flags=1)
+
+    def fail(directory):
+        raise OSError(f"{directory} is on a disk that dies")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pr_store, "_sync_directory", fail)
+        assert world.a.out(REGISTER, KEYS[0], 0, flags=1).status != 0
+    assert world.a.keys == [KEYS[0]]
+    assert world.a.out(REGISTER, KEYS[0], KEYS[0], flags=1).status == 0
+    assert world_at(path).a.keys == [KEYS[0]]
+
+
 @pytest.mark.parametrize("cut", [0, 1, 40, -2])
 def test_a_damaged_file_shuts_the_unit_instead_of_opening_it(path, caplog, cut):
     world_at(path).a.register(flags=1).reserve(EA)

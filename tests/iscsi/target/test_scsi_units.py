@@ -1,11 +1,14 @@
 """Units that come, go and grow while initiators use them, and what those are told of it."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
 from host.memory import Buffer
-from iscsi.target.backends import RamBackend
+from iscsi.target.backends import FileBackend, RamBackend
 from iscsi.target.nexus import Nexus, transport_id
+from iscsi.target.scsi import Command, dispatch
 from iscsi.target.units import LogicalUnit, Target
 from iscsi.wire import scsi as cdbs
 from iscsi.wire import scsi_data
@@ -304,7 +307,9 @@ def test_compiled_code_reads_for_an_initiator_that_may_only_read(bench):
 
 
 def test_every_portal_group_is_reported_with_a_port_of_its_own(bench):
+    assert not bench.send(cdbs.inquiry(), expected=255).data[6] & 0x10
     bench.target.portal_groups = lambda: (1, 7, 0)
+    assert bench.send(cdbs.inquiry(), expected=255).data[6] & 0x10
     cdb = bytes((0xA3, 0x0A, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0))
     found = bench.send(cdb, expected=255).data
     groups = [found[at : at + 12] for at in range(4, len(found), 12)]
@@ -312,3 +317,15 @@ def test_every_portal_group_is_reported_with_a_port_of_its_own(bench):
     ports = [int.from_bytes(group[10:12], "big") for group in groups]
     assert len(set(ports)) == 3
     assert 0 not in ports
+
+
+def test_only_a_medium_that_may_keep_one_waiting_is_read_by_a_worker(bench, tmp_path):
+    file = FileBackend(tmp_path / "lun", size=BLOCKS * BLOCK)
+    with contextlib.closing(file):
+        bench.target.add_unit(5, LogicalUnit(file))
+        for cdb in (cdb_10(0x28, 0, 1), cdb_10(0x2A, 0, 1)):
+            slow = [
+                dispatch.is_slow(Command(cdb, bench.target, lun, bench.nexus)) for lun in (0, 5, 6)
+            ]
+            assert slow == [False, True, False]
+        bench.target.remove_unit(5)

@@ -195,19 +195,24 @@ def test_without_a_free_buffer_a_write_ends_with_task_set_full_and_nothing_is_lo
         serving(path, data_buffers=((PAGE, 2),)) as target,
         target.log_in() as first,
         target.log_in(isid=0x80AABBCC0002) as second,
+        target.log_in(isid=0x80AABBCC0003) as third,
     ):
-        for _ in range(2):  # both wait for data that does not come
-            first.command(scsi.write_16(0, 8), length=PAGE, write=1)
-            assert first.take()[0].opcode is Opcode.R2T if _ == 0 else True
-        header = second.write(64, bytes(PAGE))
-        if header.status == GOOD:  # the quota kept the first from taking both
-            header = first.take()[0]
-        assert header.status == TASK_SET_FULL
+        for raw in (first, second):  # each waits for data that does not come
+            raw.command(scsi.write_16(0, 8), length=PAGE, write=1)
+            assert raw.take()[0].opcode is Opcode.R2T
+        assert third.write(64, bytes(PAGE)).status == TASK_SET_FULL
+        # Without data of its own it is asked for it when there is room.
+        late = third.command(scsi.write_16(64, 8), length=PAGE, write=1)
         first.socket.close()
-        wait_until("the buffers are back", lambda: target.server.buffers.taken == 0)
-        assert second.write(64, bytes(PAGE)).status == GOOD
-        assert second.read(0, 8) == before[:PAGE]
-        second.log_out()
+        header = third.take()[0]
+        assert (header.opcode, header.itt) == (Opcode.R2T, late)
+        data = os.urandom(PAGE)
+        third.give(Opcode.DATA_OUT, data, itt=late, ttt=header.ttt, final=1)
+        assert third.take()[0].status == GOOD
+        assert third.read(64, 8) == data
+        assert third.read(0, 8) == before[:PAGE]
+        second.socket.close()
+        third.log_out()
         target.wait_idle()
 
 

@@ -14,7 +14,7 @@ from iscsi.wire.login_common import LoginResult
 from iscsi.wire.lun import LUN, LUN_SIZE, Unit, write_lun
 from iscsi.wire.port import PortLimits, port_at
 from iscsi.wire.target import TargetConnection
-from iscsi.wire.target_task import TargetLimits
+from iscsi.wire.target_block import TargetLimits
 from shm.jit import JIT_DISABLED
 from shm.view import address_of, window
 

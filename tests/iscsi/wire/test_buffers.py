@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iscsi.target.buffers import PAGE, DataBuffers
-from iscsi.wire import buffers, scsi, target_task
+from iscsi.wire import buffers, scsi, target_block
 from iscsi.wire.bhs import Opcode, encode_pdu
 from iscsi.wire.keys import ConnectionParams, SessionParams
 from iscsi.wire.login import LoginResult
@@ -108,7 +108,7 @@ def test_memory_goes_back_once():
 
 
 def connection_over(pool, quota):
-    limits = target_task.TargetLimits()
+    limits = target_block.TargetLimits()
     memory = np.zeros(TargetConnection.size(1, limits) + 64, np.uint8)
     result = LoginResult(
         session=SessionParams(initial_r2t=False, first_burst_length=65536),

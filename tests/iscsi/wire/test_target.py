@@ -10,7 +10,8 @@ from iscsi.wire.lun import LUN, LUN_SIZE, Unit, write_lun
 from iscsi.wire.port import PortLimits
 from iscsi.wire.sense import Asc, ScsiStatus, SenseKey, decode_sense, encode_sense, split_sense
 from iscsi.wire.target import TargetConnection
-from iscsi.wire.target_task import TargetLimits, target_at, task_of
+from iscsi.wire.target_block import TargetLimits
+from iscsi.wire.target_task import target_at, task_of
 from shm.memory import store_64
 from tests.iscsi.wire.full_feature import (
     BLOCK,
