@@ -58,7 +58,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._start_ns, self._first = 0, 0
-        self._quiet_at, self._quiet_since = 0, 0.0
+        self._quiet_at, self._quiet_since = -1, 0.0  # no count: the first look begins a silence
 
     def warm(self, count: int) -> None:
         """Note that the warm-up is over, `count` entries having come."""

@@ -5,6 +5,7 @@ import pytest
 
 from bench import samples
 from bench.plan import Goal
+from bench.python_calls import Meter
 from bench.workers import GONE, WRONG
 
 
@@ -45,3 +46,9 @@ def test_a_workers_error_is_raised(outcome):
 )
 def test_a_goal_says_how_a_figure_stands_to_it(sign, value, verdict):
     assert Goal("x", sign, 1.0, "").verdict(value) == verdict
+
+
+def test_a_receiver_that_has_seen_nothing_yet_is_given_time():
+    meter = Meter()
+    meter.nothing(0)
+    meter.nothing(0)
