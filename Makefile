@@ -14,7 +14,7 @@ PYTEST := $(PYTHON) -m pytest
 PLAIN_TESTS = $(wildcard tests/shm tests/iscsi/wire)
 BENCHMARKS := queue wait engine iscsi
 
-.PHONY: help setup setup-bench venv system-packages demo test test-fast test-plain test-compiled lint soak \
+.PHONY: help setup setup-bench venv system-packages demo test test-fast test-plain test-compiled lint soak fuzz \
 	conformance guest-image test-guest bench bench-calls lock clean
 
 help: ## list the targets
@@ -138,6 +138,11 @@ conformance: setup ## every suite of libiscsi's test tool, on the LUNs they want
 
 soak: setup ## minutes long: a thousand killed clients, ten million sleeps
 	$(PYTEST) -m soak -o timeout=0 -o faulthandler_timeout=0
+
+fuzz: setup ## hostile bytes at both roles (FUZZ_SECONDS=120 SEED=7); guilty ones are kept
+	$(PYTHON) -m tests.robustness.fuzz --seconds $(or $(FUZZ_SECONDS),120) $(if $(SEED),--seed $(SEED))
+	$(PYTHON) -m tests.robustness.simulator --seed $(or $(SEED),1) --steps 3000 --faults 0.02 \
+		--seconds $(or $(FUZZ_SECONDS),120)
 
 guest-image: setup ## the virtual machine for test-guest, from Debian's packages (140 MB, once)
 	$(PYTHON) -m tests.guest.image

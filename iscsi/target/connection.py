@@ -20,7 +20,7 @@ from iscsi.wire.keys import ConnectionParams, SessionParams
 from iscsi.wire.login import LoginResult, TargetLogin
 from iscsi.wire.login_common import MAX_LOGIN_SEGMENT
 from iscsi.wire.lun import LUN
-from iscsi.wire.port import PORT
+from iscsi.wire.port import PORT, TX
 from iscsi.wire.target import TargetConnection
 from iscsi.wire.target_block import TargetLimits
 from iscsi.wire.target_task import TARGET
@@ -228,6 +228,18 @@ class Connection:
         record = window(self.protocol.address, 1, TARGET)[0]
         if lun < int(record["lun_count"]):
             window(int(record["nexus"]), int(record["lun_count"]), np.int64)[lun] = value
+
+    def sends_from(self, start: int, end: int) -> bool:
+        """Whether data that lies between two addresses may still be on its way out of them."""
+        if self.protocol is None:
+            return False
+        port = self.port
+        mask = int(port["tx_capacity"]) - 1
+        entries = window(int(port["tx_entries"]), mask + 1, TX)
+        return any(
+            start <= int(entries[position & mask]["data_address"]) < end
+            for position in range(int(port["tx_sent"]), int(port["tx_made"]))
+        )
 
     @property
     def jobs(self) -> int:

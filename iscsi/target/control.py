@@ -73,8 +73,13 @@ def keep_alive(connection: Connection, now_ns: int) -> Step:
     """Ask a silent initiator for a sign of life, if that is due."""
     step = connection.keepalive.step(connection.port, now_ns)
     if step is Step.ASK and not connection.unsent:
-        send(connection, Opcode.NOP_IN, ttt=connection.keepalive.next_tag())
+        ask_for_life(connection)
     return step
+
+
+def ask_for_life(connection: Connection) -> None:
+    """A NOP-In that is to be answered: then all that was sent before it is known to be out."""
+    send(connection, Opcode.NOP_IN, ttt=connection.keepalive.next_tag())
 
 
 def send_waiting(connection: Connection) -> None:

@@ -12,14 +12,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from host.errors import EngineDied
+from host.errors import EngineDied, HostError
+from host.memory import Buffer
 from iscsi.target.backends import Backend, FileBackend, NullBackend, RamBackend
+from iscsi.target.backends.ram import Memory
 from iscsi.target.config import ServerConfig
 from iscsi.target.server import TargetServer
 from iscsi.target.settings import LunSettings, Settings, TargetSettings
 from iscsi.target.units import VENDOR, LogicalUnit, Target
 from ppe import notify
 from ppe.errors import OperatorError
+from shm.segment import SegmentError
 
 _PRODUCTS: Final = {"ram": "RAM disk", "file": "disk", "null": "null disk"}
 # What a restart is needed for, with the names a file has for it.
@@ -28,11 +31,11 @@ _LAST_S: Final = 1.0  # for a change under way when the server is stopped
 Say = Callable[[str], None]
 
 
-def open_backend(engine: Any, lun: LunSettings) -> Backend:
+def open_backend(memory: Memory, lun: LunSettings) -> Backend:
     """The place of a unit's blocks. Raises OSError that names it, MemoryError, SegmentError."""
     if lun.backend == "ram":
         capacity = lun.max_size or None
-        return RamBackend.create(engine, lun.size, capacity=capacity, thin=lun.thin)
+        return RamBackend.create(memory, lun.size, capacity=capacity, thin=lun.thin)
     if lun.backend == "null":
         return NullBackend(lun.size)
     return FileBackend(
@@ -44,11 +47,11 @@ def open_backend(engine: Any, lun: LunSettings) -> Backend:
     )
 
 
-def open_unit(engine: Any, lun: LunSettings) -> LogicalUnit:
+def open_unit(memory: Memory, lun: LunSettings) -> LogicalUnit:
     """A unit over its backend, which `close_unit` closes. Raises what `open_backend` does, and
     ValueError.
     """
-    backend = open_backend(engine, lun)
+    backend = open_backend(memory, lun)
     try:
         return LogicalUnit(
             backend,
@@ -74,7 +77,7 @@ def described(target: str, lun: LunSettings) -> Iterator[None]:
         what = error.strerror or str(error)
         place = f"{error.filename}: " if error.filename else ""
         raise OperatorError(f"{target} LUN {lun.lun}: {place}{what}") from error
-    except (ValueError, MemoryError) as error:
+    except (ValueError, MemoryError, SegmentError, HostError) as error:
         raise OperatorError(f"{target} LUN {lun.lun}: {error}") from error
 
 
@@ -159,9 +162,19 @@ class Daemon:
         target = self._targets[found.name] = Target(found.name, units, found.alias or None)
         return target
 
+    def alloc(self, size: int) -> Buffer:
+        """Memory of the engine, which only the server's thread may ask for. Any thread."""
+        buffer: Buffer = self._in_server(lambda: self._engine.alloc(size))
+        return buffer
+
+    def _in_server(self, function: Callable[[], Any]) -> Any:
+        """Run it in the server's thread: in this one as long as there is no server."""
+        server = getattr(self, "server", None)
+        return function() if server is None else server.call(function)
+
     def _open(self, target: str, lun: LunSettings) -> LogicalUnit:
         with described(target, lun):
-            unit = open_unit(self._engine, lun)
+            unit = open_unit(self, lun)
         self._opened.append(unit)
         return unit
 

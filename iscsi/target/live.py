@@ -113,9 +113,40 @@ class LiveChanges(Logins):
             )
 
         self._wait(f"nobody works on LUN {lun}", is_idle, timeout_s)
+        if unit.backend.memory and not unit.places:
+            self._stop_sending(unit, connections, timeout_s)
         if not unit.places:
             sanitize.stop(unit)
         return unit
+
+    def _stop_sending(
+        self, unit: LogicalUnit, connections: list[Connection], timeout_s: float
+    ) -> None:
+        """Wait until nothing is sent from a removed unit's memory any more: it will be another's.
+        Initiators that take nothing, and do not say that they have all, are disconnected.
+        """
+        start, end = unit.backend.memory, unit.backend.memory + unit.backend.size
+
+        def sending() -> list[Connection]:
+            return [found for found in connections if found.sends_from(start, end)]
+
+        def ask() -> None:
+            for connection in sending():
+                if connection.phase is Phase.FULL:
+                    control.ask_for_life(connection)
+                    self._touch(connection)
+
+        def hang_up() -> None:
+            for connection in sending():
+                self._close(connection)
+
+        self.call(ask)
+        what = "nothing is sent from the unit's memory"
+        try:
+            self._wait(what, lambda: not sending(), REVOKE_S)
+        except TimeoutError:
+            self.call(hang_up)
+            self._wait(what, lambda: not sending(), timeout_s)
 
     def resize_unit(self, name: str, lun: int, size: int) -> None:
         """Change a unit's size, in bytes; its sessions are told. KeyError, ValueError, OSError.

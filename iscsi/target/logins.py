@@ -120,7 +120,8 @@ class Logins(Endings):
         replaces = name is not None and (
             (identity.initiator_name, identity.isid, name) in self._sessions
         )
-        if self._reserved >= self.config.max_connections and not replaces:
+        is_full = self._reserved >= self.config.max_connections and not replaces
+        if is_full and not self._crowd_out_discovery():
             self.counts["refused"] += 1
             raise refusal(LoginStatus.OUT_OF_RESOURCES, "too many connections")
         try:
@@ -131,6 +132,17 @@ class Logins(Endings):
         self._reserved += 1
         if target is not None:
             target.portal_groups = self._portal_groups
+
+    def _crowd_out_discovery(self) -> bool:
+        """End the oldest discovery session, which has had its time: anybody may hold one, often
+        without a proof, and those that hold many are not to keep others from their targets.
+        """
+        for connection in self._pumps.values():
+            if connection.target is None and connection.phase is Phase.FULL:
+                self.counts["discovery sessions crowded out"] += 1
+                self._close(connection)
+                return True
+        return False
 
     def _portal_groups(self) -> set[int]:
         return {each.tag for each in self._listening.values()}

@@ -89,8 +89,6 @@ def _add_pr(nested: Any) -> None:
     add(
         "what",
         metavar="list|register|reserve|release|preempt|clear",
-        nargs="?",
-        default="list",
         choices=("list", "register", "reserve", "release", "preempt", "clear"),
     )
     add("--key", type=_number, help="the key this host registered")

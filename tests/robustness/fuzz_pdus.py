@@ -11,7 +11,13 @@ TO_INITIATOR = [opcode for opcode in Opcode if opcode >= 0x20]
 EDGES = (0, 1, 2, 3, 7, 8, 255, 511, 512, 513, 1024, 2048, 4096, 65535, 65536, 0xFFFFFF)
 HUGE = (0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF, (1 << 48) - 1, (1 << 63), (1 << 64) - 1)
 LENGTHS = (0, 0, 0, 1, 3, 4, 47, 48, 64, 511, 512, 513, 1024, 2000, 4096, 8192)
-KEYS = (b"SendTargets=All\0", b"SendTargets=\0", b"X-a=b\0", b"MaxRecvDataSegmentLength=513\0", b"=")
+KEYS = (
+    b"SendTargets=All\0",
+    b"SendTargets=\0",
+    b"X-a=b\0",
+    b"MaxRecvDataSegmentLength=513\0",
+    b"=",
+)
 
 
 def field_value(rng, name, field, known):

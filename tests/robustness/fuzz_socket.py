@@ -128,5 +128,3 @@ class SocketFuzz(Attacker):
         self.server.stop()
         self._thread.join(30)
         assert not self._thread.is_alive(), "the server does not stop"
-
-

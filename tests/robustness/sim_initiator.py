@@ -183,9 +183,7 @@ class SimInitiator:
     def _control(self, header):
         if header.opcode is Opcode.TASK_MANAGEMENT_RESPONSE and self.managing:
             self._managed(header)
-        elif header.opcode is Opcode.LOGOUT_RESPONSE:
-            return True
-        elif header.opcode is Opcode.ASYNC_MESSAGE:
+        elif header.opcode is Opcode.LOGOUT_RESPONSE or header.opcode is Opcode.ASYNC_MESSAGE:
             return True
         elif header.opcode is Opcode.REJECT:
             return header.reject_reason not in (0x02,)  # a damaged PDU of ours: it is over with
@@ -236,4 +234,3 @@ class SimInitiator:
         if self.managing or self.leaving:
             waiting.append(self.since_ns)
         return now_ns - min(waiting, default=now_ns) > COMMAND_NS
-

@@ -175,7 +175,9 @@ class Simulation:
     def _hung_up(self, initiator):
         """Whether the target closed, and everything that it sent before has arrived."""
         link = initiator.link
-        return not link.near_open or (not link.far_open and not link.down and self.rng.random() < 0.5)
+        return not link.near_open or (
+            not link.far_open and not link.down and self.rng.random() < 0.5
+        )
 
     def _lose(self, initiator, why):
         self.note(initiator.name[-2:], why)

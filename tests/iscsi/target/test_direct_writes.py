@@ -5,6 +5,8 @@ must not see or leave a half of one: COMPARE AND WRITE, ORWRITE, WRITE ATOMIC an
 import pytest
 
 from iscsi.target import control
+from iscsi.target.backends import FileBackend
+from iscsi.target.units import LogicalUnit
 from iscsi.wire import bhs, scsi
 from iscsi.wire.bhs import Opcode, TaskFunction, TaskFunctionResponse
 from iscsi.wire.sense import Asc, SenseKey
@@ -17,7 +19,7 @@ from tests.iscsi.target.test_medium_server import (
     padded,
     wait_until_ready,
 )
-from tests.iscsi.target.test_server import manage
+from tests.iscsi.target.test_storage import FileServing
 
 LBA = 10
 SECOND = {"isid": 0x80AABBCC0002}
@@ -200,3 +202,19 @@ def test_sanitize_in_the_middle_of_a_pdu_keeps_the_rest_of_it_out(serving, sessi
     one.socket.sendall(pdu[bhs.BHS_LENGTH + HALF :])
     assert answer_of(one)[0] == 2
     assert not serving.disk.array.any()
+
+
+def test_a_write_to_a_file_that_waits_for_its_data_writes_nothing_behind_sanitize(tmp_path):
+    path = tmp_path / "disk"
+    path.write_bytes(b"\xff" * (64 * BLOCK))
+    unit = LogicalUnit(FileBackend(path, thin=True))
+    with FileServing({0: unit}) as serving:
+        with serving.log_in() as one, serving.log_in(**SECOND) as other:
+            tag, r2t, rest = begin_write(one)
+            assert ask(other, ERASE_AT_ONCE)[0] == 0
+            wait_until_ready(other)
+            send_data(one, tag, r2t, rest, HALF, 1)
+            assert answer_of(one)[0] == 2
+            assert one.read(0, 64) == bytes(64 * BLOCK)
+        serving.wait_idle()
+    assert path.read_bytes() == bytes(64 * BLOCK)

@@ -44,8 +44,7 @@ def ranges(blocks):
     for lba in ((1 << 63) - 1, 1 << 63, ALL_64 - 1, ALL_64):
         for count in (0, 1, 2, ALL_32):
             yield lba, count
-    for lba, count in ((blocks + 1, 0), (0, blocks + 1), (blocks - 1, 2), (1, ALL_32), (0, 1 << 31)):
-        yield lba, count
+    yield from ((blocks + 1, 0), (0, blocks + 1), (blocks - 1, 2), (1, ALL_32), (0, 1 << 31))
 
 
 @pytest.mark.parametrize("lun", SIZES)

@@ -13,7 +13,7 @@ import pytest
 
 from iscsi.wire import bhs, scsi
 from iscsi.wire.bhs import Opcode
-from iscsi.wire.errors import LoginStatus, RejectReason
+from iscsi.wire.errors import LoginRejected, LoginStatus, RejectReason
 from shm.jit import JIT_DISABLED
 from tests.iscsi.target.serving import BLOCK, BLOCKS, Raw, Serving, wait_until
 
@@ -113,6 +113,19 @@ def test_a_flood_of_connections_crowds_out_only_itself(serving):
     wait_until("it is gone", lambda: len(serving.server.connections) == 1)
     held = sum(size * count for size, count in serving.memory.items())
     assert held - sum(size * count for size, count in before.items()) < 4 << 20
+
+
+def test_discovery_sessions_do_not_keep_others_from_their_targets():
+    with Serving(max_connections=2) as serving, contextlib.ExitStack() as stack:
+        held = [stack.enter_context(serving.log_in(target=None, isid=n)) for n in (1, 2)]
+        with serving.log_in(isid=3) as raw:
+            assert held[0].is_closed()
+            assert len(raw.clear_attention().read(0, 1)) == BLOCK
+            with serving.log_in(isid=4):
+                assert held[1].is_closed()
+                with Raw(serving.port) as late, pytest.raises(LoginRejected):
+                    late.log_in(isid=5)
+            assert len(raw.read(0, 1)) == BLOCK
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -1,4 +1,4 @@
-"""Two units of a server that are given the same file are an error that names it, before any harm."""
+"""Two units that are given the same file are an error that names it, before any harm."""
 
 import pytest
 

@@ -95,5 +95,3 @@ def test_a_connection_that_is_over_is_not_looked_at_again(serving):
     assert server.call(look) == 0
     raw.socket.close()
     serving.wait_idle()
-
-

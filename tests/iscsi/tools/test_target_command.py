@@ -97,6 +97,13 @@ def test_luns_are_added_resized_and_removed_while_a_session_goes_on(served):
             iscsi.open(url)
 
 
+def test_a_ram_lun_larger_than_what_is_at_hand_is_added(served):
+    served.shell.json("target", "add", "--lun", 4, "--ram", "48M")
+    with iscsi.open(served.urls[0][:-1] + "4") as disk:
+        assert disk.read(disk.block_count - 1, 1) == bytes(512)
+    served.shell.json("target", "rm", "--lun", 4)
+
+
 def test_a_file_of_a_removed_lun_can_be_served_again(served, tmp_path):
     image = tmp_path / "again.img"
     for _ in range(2):
