@@ -177,7 +177,7 @@ def _serve_alone(
     protocol.pin(command)
 
     def serve() -> None:
-        if protocol.unpin(command):  # not aborted meanwhile
+        if protocol.unpin(command) and connection.phase is not Phase.CLOSING:  # still wanted
             give_answer(connection, command, asked.unit, scsi.execute(asked), around)
             around.look_at(connection)
 

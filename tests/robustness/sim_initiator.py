@@ -35,7 +35,7 @@ class SimInitiator:
         self.not_before_ns = self.since_ns = 0
         self.managing = None  # the task management that waits for its answer
         self.leaving = self.has_digests = False
-        self.was_reset = False  # by another initiator, which ends commands in silence
+        self.was_reset = False  # at some time by another, which ends commands in silence
         self.logins = self.replayed = self.done = 0
 
     @property
@@ -67,7 +67,7 @@ class SimInitiator:
         if self.link is not None:
             self.link.cut(far=False)
         self.link = self.login = self.transmitter = None
-        self.managing, self.leaving, self.was_reset = None, False, False
+        self.managing, self.leaving = None, False
         self.not_before_ns = now_ns + PAUSE_NS
         if self.wire is None:
             return

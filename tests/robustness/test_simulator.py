@@ -28,6 +28,12 @@ def test_every_acknowledged_write_is_there_and_every_read_is_right(faults):
         assert wanted <= {what for what, count in happened.items() if count}
 
 
+@pytest.mark.soak
+def test_many_seeds_and_long_runs():
+    for seed in range(1000, 1600):
+        Simulation(seed, faults=(0.004, 0.02, 0.05)[seed % 3]).run(6000)
+
+
 def test_equal_seeds_give_equal_runs_and_others_do_not():
     digests = [Simulation(seed, faults=0.02).run(400).digest.digest() for seed in (5, 5, 6)]
     assert digests[0] == digests[1] != digests[2]
