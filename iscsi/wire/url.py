@@ -75,6 +75,8 @@ def parse_url(url: str) -> IscsiUrl:
     The password may follow `%` (libiscsi's form) or `:`; percent escapes are decoded only in the
     second, where `%` is free to mean that.
     """
+    if not url.isprintable():
+        raise UrlError("the URL holds control characters")
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.lower() not in SCHEMES:
         # What stands there may be the front part of credentials, which no message may show.
@@ -116,6 +118,8 @@ def _parse_authority(text: str) -> tuple[str, int]:
     if not text:
         raise UrlError(f"the host is missing: expected {_FORM}")
     match = _AUTHORITY.fullmatch(text)
+    if "%" in text and not text.startswith("["):  # credentials that lost their '@': not shown
+        raise UrlError("'%' without '@': expected user%password@host, or [IPv6%zone]")
     if match is None:
         if text.count(":") > 1 and "[" not in text:
             raise UrlError(f"an IPv6 host needs brackets: [{text}] or [{text}]:{DEFAULT_PORT}")

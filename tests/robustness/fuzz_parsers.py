@@ -251,7 +251,7 @@ def mutated(rng, data):
         elif roll == 3:
             data[at:at] = rng.choice((b"\0", b"%", b"=", b",", b"/", b"\n", b"\xff", b"9" * 30))
         elif roll == 4:
-            data[at:at] = data[: rng.randrange(len(data) + 1)] * rng.choice((1, 2, 30))
+            data[at:at] = data[: rng.randrange(min(len(data), 4096) + 1)] * rng.choice((1, 2, 30))
         else:
             del data[at:]
     return bytes(data[: 64 << 10])

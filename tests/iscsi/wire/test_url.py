@@ -137,3 +137,15 @@ def test_any_text_is_a_url_or_a_url_error(rest):
         return
     assert url.host
     assert 0 < url.port < 65536
+
+
+@pytest.mark.parametrize("text", ["iscsi://use%secret:1/iqn.x/0", "iscsi://u%secret::1]:3/iqn.x/0"])
+def test_credentials_that_lost_their_at_sign_are_not_shown(text):
+    with pytest.raises(UrlError) as caught:
+        parse_url(text)
+    assert "secret" not in str(caught.value)
+
+
+def test_control_characters_are_refused_unshown():
+    with pytest.raises(UrlError, match="holds control characters"):
+        parse_url("iscsi://host\x1b[2J/iqn.x/0")
