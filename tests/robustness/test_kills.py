@@ -93,7 +93,7 @@ def test_a_target_killed_and_started_again_under_load_has_every_acknowledged_wri
             with iscsi.open(url, engine, queue_depth=4, recovery=PATIENT) as device:
                 numbers, number = {}, 0
                 until = time.monotonic() + 60
-                while len(kills) < 4 and time.monotonic() < until:
+                while (len(kills) < 4 or device.recoveries < 3) and time.monotonic() < until:
                     number += 1
                     lba = mine.randrange(BLOCKS)
                     device.write(lba, stamp(lba, number))
