@@ -7,6 +7,7 @@ that change it are cut to the unit's limits (VPD page B0) where the standard all
 ScsiError for a status other than GOOD and ValueError for what does not fit the command.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -30,14 +31,14 @@ WRITE_SAME_BLOCKS: Final = 1 << 16
 BLOCKS_32: Final = (1 << 32) - 1
 
 
-class Commands:
+class Commands(ABC):
     """Named commands for whoever has a `core` and a way to run its procedures."""
 
     core: "SessionCore"
 
+    @abstractmethod
     def _run(self, steps: Steps[R]) -> Any:
         """Perform a procedure: its result, or an awaitable for it."""
-        raise NotImplementedError
 
     # --- looking ---------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 logout, as procedures of steps. Every procedure keeps its memory until the session is done with it.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, Final
 
 import numpy as np
@@ -31,7 +32,7 @@ _RELEASE: Final = (0x17, 0x57)
 _EXTENDED_CDB: Final = 1  # AHSType (RFC 7143 §11.2.2.1)
 
 
-class Procedures:
+class Procedures(ABC):
     """The requests of a `SessionCore`, which is the only one to inherit from this and has what is
     declared here.
     """
@@ -48,13 +49,13 @@ class Procedures:
     reserved: set[int]
 
     @property
+    @abstractmethod
     def connection(self) -> Connection:
         """The connection. Raises why there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check_usable(self) -> None:
         """Raise what ended the session, if it is over."""
-        raise NotImplementedError
 
     def command(
         self,

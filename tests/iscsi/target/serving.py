@@ -34,8 +34,8 @@ def wait_until(what, is_true, seconds=WAIT_S):
         time.sleep(0.01)
 
 
-class Serving:
-    """A server with two targets: NAME has LUN 0, the read-only LUN 1 and LUN 300; OTHER LUN 0."""
+class ServerThread:
+    """A server in a thread of the test, over an inline engine. A subclass says of what."""
 
     def __init__(self, **options):
         self._options = options
@@ -43,6 +43,24 @@ class Serving:
         self._thread = threading.Thread(target=self._run, name="target", daemon=True)
         self.error = None
         self.server = None
+
+    def configure(self, engine):
+        """Return the ServerConfig; called in the server's thread."""
+        raise AssertionError("a subclass says what is served")
+
+    def _run(self):
+        try:
+            with host.connect("inline:") as self.engine:
+                config = self.configure(self.engine)
+                with TargetServer(self.engine, config) as self.server:
+                    self.before = self.memory
+                    self.ports = [port for _, port in self.server.bound]
+                    self._ready.set()
+                    self.server.serve_forever()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._ready.set()
 
     def __enter__(self):
         self._thread.start()
@@ -54,35 +72,10 @@ class Serving:
     def __exit__(self, *_):
         if self.server is not None:
             self.server.stop()
-        self._thread.join(30)
+        self._thread.join(60)
         assert not self._thread.is_alive(), "the server does not stop"
         if self.error:
             raise self.error
-
-    def _run(self):
-        try:
-            with host.connect("inline:") as engine:
-                self.engine = engine
-                self.disk = engine.alloc(BLOCK * BLOCKS)
-                random = np.random.default_rng(7)
-                self.disk.array[:] = random.integers(0, 256, len(self.disk), np.uint8)
-                units = {
-                    0: RamDisk(self.disk, **self._options.pop("disk", {})),
-                    1: RamDisk(engine.alloc(64 * BLOCK), read_only=True),
-                    300: RamDisk(engine.alloc(64 * 4096), block_size=4096),
-                }
-                targets = (Target(NAME, units), Target(OTHER, {0: units[0]}))
-                portals = self._options.pop("portals", (Portal("127.0.0.1", 0),))
-                config = ServerConfig(targets, portals, **self._options)
-                with TargetServer(engine, config) as self.server:
-                    self.before = self.memory
-                    self.ports = [port for _, port in self.server.bound]
-                    self._ready.set()
-                    self.server.serve_forever()
-        except BaseException as error:
-            self.error = error
-        finally:
-            self._ready.set()
 
     @property
     def port(self):
@@ -120,6 +113,23 @@ class Serving:
     def wait_idle(self):
         """Wait until no connection is left."""
         wait_until("connections gone", lambda: not self.server.connections)
+
+
+class Serving(ServerThread):
+    """A server with two targets: NAME has LUN 0, the read-only LUN 1 and LUN 300; OTHER LUN 0."""
+
+    def configure(self, engine):
+        self.disk = engine.alloc(BLOCK * BLOCKS)
+        random = np.random.default_rng(7)
+        self.disk.array[:] = random.integers(0, 256, len(self.disk), np.uint8)
+        units = {
+            0: RamDisk(self.disk, **self._options.pop("disk", {})),
+            1: RamDisk(engine.alloc(64 * BLOCK), read_only=True),
+            300: RamDisk(engine.alloc(64 * 4096), block_size=4096),
+        }
+        targets = (Target(NAME, units), Target(OTHER, {0: units[0]}))
+        portals = self._options.pop("portals", (Portal("127.0.0.1", 0),))
+        return ServerConfig(targets, portals, **self._options)
 
 
 class Raw:

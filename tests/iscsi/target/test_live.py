@@ -5,17 +5,15 @@ import threading
 
 import pytest
 
-import host
 from iscsi.target.backends import FileBackend, NullBackend
 from iscsi.target.config import ServedPortal, ServerConfig
-from iscsi.target.server import TargetServer
 from iscsi.target.storage import store_at
 from iscsi.target.units import LogicalUnit, Target
 from iscsi.wire import discovery, scsi, text
 from iscsi.wire.bhs import Opcode
 from iscsi.wire.errors import LoginRejected, LoginStatus
 from iscsi.wire.names import Portal
-from tests.iscsi.target.serving import NAME, OTHER, Raw, wait_until
+from tests.iscsi.target.serving import NAME, OTHER, Raw, ServerThread, wait_until
 
 SIZE = 1 << 20
 BLOCK = 512
@@ -23,42 +21,12 @@ MORE = "iqn.2026-01.org.example:more"
 CHECK_CONDITION = 2
 
 
-class Live:
+class Live(ServerThread):
     """A server with one null unit, in a thread; the test is the operator."""
 
-    def __init__(self, **options):
-        self._options = {"portals": (Portal("127.0.0.1", 0),), **options}
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="target", daemon=True)
-        self.error = self.server = None
-
-    def _run(self):
-        try:
-            with host.connect("inline:") as engine:
-                target = Target(NAME, {0: LogicalUnit(NullBackend(SIZE))})
-                with TargetServer(engine, ServerConfig((target,), **self._options)) as self.server:
-                    self.port = self.server.bound[0][1]
-                    self._ready.set()
-                    self.server.serve_forever()
-        except BaseException as error:
-            self.error = error
-        finally:
-            self._ready.set()
-
-    def __enter__(self):
-        self._thread.start()
-        assert self._ready.wait(90), "the server does not start"
-        if self.error:
-            raise self.error
-        return self
-
-    def __exit__(self, *_):
-        if self.server is not None:
-            self.server.stop()
-        self._thread.join(60)
-        assert not self._thread.is_alive(), "the server does not stop"
-        if self.error:
-            raise self.error
+    def configure(self, engine):
+        options = {"portals": (Portal("127.0.0.1", 0),), **self._options}
+        return ServerConfig((Target(NAME, {0: LogicalUnit(NullBackend(SIZE))}),), **options)
 
     def log_in(self, port=None, **options):
         return Raw(port or self.port).log_in(**options)

@@ -7,16 +7,14 @@ from functools import partial
 import numpy as np
 import pytest
 
-import host
 from iscsi.target.backends import FileBackend, NullBackend
 from iscsi.target.config import ServerConfig
-from iscsi.target.server import TargetServer
 from iscsi.target.storage import store_at
 from iscsi.target.units import LogicalUnit, Target
 from iscsi.wire import bhs, scsi
 from iscsi.wire.bhs import Opcode
 from iscsi.wire.names import Portal
-from tests.iscsi.target.serving import NAME, Raw, wait_until
+from tests.iscsi.target.serving import NAME, Raw, ServerThread, wait_until
 
 BLOCK = 512
 SIZE = 8 << 20
@@ -24,44 +22,19 @@ PAGE = 4096
 GOOD, CHECK_CONDITION, TASK_SET_FULL = 0, 2, 0x28
 
 
-class FileServing:
+class FileServing(ServerThread):
     """A server of files in a thread of the test: `units` by LUN."""
 
     def __init__(self, units, **options):
-        self._units, self._options = units, options
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="target", daemon=True)
-        self.error = self.server = None
+        super().__init__(**options)
+        self._units = units
 
-    def _run(self):
-        try:
-            with host.connect("inline:") as engine:
-                self.target = Target(NAME, self._units)
-                portals = (Portal("127.0.0.1", 0),)
-                config = ServerConfig((self.target,), portals, **self._options)
-                with TargetServer(engine, config) as self.server:
-                    self.port = self.server.bound[0][1]
-                    self._ready.set()
-                    self.server.serve_forever()
-        except BaseException as error:
-            self.error = error
-        finally:
-            self._ready.set()
+    def configure(self, engine):
+        self.target = Target(NAME, self._units)
+        return ServerConfig((self.target,), (Portal("127.0.0.1", 0),), **self._options)
 
-    def __enter__(self):
-        self._thread.start()
-        assert self._ready.wait(90), "the server does not start"
-        if self.error:
-            raise self.error
-        return self
-
-    def __exit__(self, *_):
-        if self.server is not None:
-            self.server.stop()
-        self._thread.join(60)
-        assert not self._thread.is_alive(), "the server does not stop"
-        if self.error:
-            raise self.error
+    def __exit__(self, *exception):
+        super().__exit__(*exception)
         for unit in self._units.values():
             unit.backend.close()
 
