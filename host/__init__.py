@@ -7,6 +7,8 @@ with host.connect("inline:") as engine, engine.channel() as channel:
 
 from typing import TYPE_CHECKING, Any, Union
 
+import shm as _shm  # noqa: F401 - notes every later import of the project
+
 if TYPE_CHECKING:
     from host.handle import EngineHandle
     from host.inline import InlineHandle

@@ -200,6 +200,25 @@ class EngineHandle:
         os.close(bell)
         os.close(wake)
 
+    def enable_mover(
+        self, channel: PostingChannel, endpoint: int, message: dict[str, Any], **place: Any
+    ) -> None:
+        """Have the engine take over a connection of this channel (`iscsi.wire.mover_spec`).
+
+        `place`: home, words and pool, by region. Raises EngineRefused.
+        """
+        number = self._channels[channel][0]
+        self._call({"call": "mover", "channel": number, "endpoint": endpoint, **message, **place})
+
+    def make_pool(self, channel: PostingChannel) -> int:
+        """An endpoint without a connection: buffers for several datamover endpoints."""
+        return int(self._call({"call": "pool", "channel": self._channels[channel][0]})["pool"])
+
+    def make_table(self, channel: PostingChannel, count: int) -> int:
+        """A table of `count` units that the engine serves itself. Raises EngineRefused."""
+        number = self._channels[channel][0]
+        return int(self._call({"call": "table", "channel": number, "count": count})["table"])
+
     def accounts(self) -> list[Segment]:
         """The accounts of each of its engines, mapped read-only; close them when done."""
         answer, descriptors = self._call_with_descriptors({"call": "accounts"})

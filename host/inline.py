@@ -15,8 +15,10 @@ import numpy as np
 from host.channel import RING_CAPACITY, Channel, PostingChannel
 from host.errors import EngineRefused, WrongThread
 from host.memory import ARENA_SIZE, Arenas, Buffer
+from iscsi.wire.mover_spec import MoverSpec
 from ppe.cycle.control_port import ControlPort
 from ppe.cycle.cycle import run
+from ppe.cycle.movers import Movers
 from ppe.cycle.records import IDLE_NAMES
 from ppe.cycle.tables import EngineTables, Limits, Settings
 from shm.channel import ENGINE_CHANNEL, bind_engine, channel_size, initialise
@@ -25,6 +27,7 @@ from shm.segment import KIND_CHANNEL, Segment, create, publish
 CLIENT = 2
 # Host and engine take turns in one thread, so nobody would ring for a parked channel.
 NEVER_PARK_US = 1 << 40
+MOVERS_BYTES_MAX = 1 << 30
 LIMITS = Limits(channels=16, endpoints=1024, operations=16384, regions=256)
 
 
@@ -48,6 +51,7 @@ class InlineHandle:
         )
         self._port = ControlPort(self._tables, inline=True)
         self._port.start()
+        self._movers = Movers(self._port, MOVERS_BYTES_MAX)
         self._arenas = Arenas(self._register, arena_size)
         self._channels: dict[PostingChannel, tuple[int, Segment, int]] = {}
         self._numbers = list(range(LIMITS.channels - 1, 0, -1))
@@ -109,9 +113,40 @@ class InlineHandle:
         self._check()
         number, segment, bell = self._channels.pop(channel)
         self._port.detach(number)
+        self._movers.forget(number)
         self._numbers.append(number)
         segment.close()
         os.close(bell)
+
+    def enable_mover(
+        self, channel: PostingChannel, endpoint: int, message: dict[str, Any], **place: Any
+    ) -> None:
+        """Have the engine take over a connection of this channel (`iscsi.wire.mover_spec`).
+
+        `place`: home, words and pool, by region. Raises EngineRefused.
+        """
+        self._check()
+        number = self._channels[channel][0]
+        home = tuple(place["home"])
+        try:
+            spec = MoverSpec.from_message(message)
+            pool, table = place.get("pool", 0), place.get("table", 0)
+            self._movers.enable(number, endpoint, spec, home, place["words"], pool, table)
+        except (ValueError, MemoryError, OSError) as error:
+            raise EngineRefused(f"this connection cannot be a datamover's: {error}") from error
+
+    def make_pool(self, channel: PostingChannel) -> int:
+        """An endpoint without a connection: buffers for several datamover endpoints."""
+        self._check()
+        return self._port.make_pool(self._channels[channel][0])
+
+    def make_table(self, channel: PostingChannel, count: int) -> int:
+        """A table of `count` units that the engine serves itself. Raises EngineRefused."""
+        self._check()
+        try:
+            return self._movers.make_table(self._channels[channel][0], count)
+        except (ValueError, OSError) as error:
+            raise EngineRefused(f"no table of units: {error}") from error
 
     def accounts(self) -> list[Segment]:
         """The engine's accounts, as a daemon's are given; do not close them."""

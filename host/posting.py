@@ -198,6 +198,15 @@ class PostingChannel:
                 return completion
         return None
 
+    def name_memory(self, address: int, size: int) -> tuple[int, int]:
+        """How the engine knows shared memory of this process: region and offset. ValueError."""
+        mappings = self._arenas.mappings[: self._arenas.mapping_count]
+        for mapping in mappings:
+            start = address - int(mapping["address"])
+            if start >= 0 and start + size <= int(mapping["size"]):
+                return int(mapping["region"]), start + int(mapping["offset"])
+        raise ValueError("that memory is not shared with the engine: use a buffer from alloc()")
+
     def spin(self, rounds: int) -> None:
         """Have waits poll up to `rounds` times before they sleep (0: sleep at once)."""
         self._check()

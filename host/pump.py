@@ -31,6 +31,7 @@ STAGED: Final = 0
 EXACT: Final = 1
 COALESCED: Final = 2
 MODE_NAMES: Final = ("staged", "exact", "coalesced")
+MOVER: Final = 3  # a datamover endpoint: the engine receives (host.mover)
 
 PUMP: Final = record(
     Field("context", "<i8"),  # the channel's CONTEXT
@@ -57,7 +58,11 @@ PUMP: Final = record(
     # Set by the owner: what is sent now lies in memory that others wait for, so each batch is to
     # be acknowledged.
     Field("eager", "<i8"),
-    size=192,
+    # For a datamover (host.mover): `staging` are buffers of `staging_size` bytes that are lent.
+    Field("lent_free", "<i8"),  # bit n: buffer n is here
+    Field("home", "<i8"),  # address that offsets count from
+    Field("scratch", "<i8"),  # address of SCRATCH_SIZE bytes
+    size=256,
 )
 pump_at = opener(PUMP)
 PUMP_SIZE: Final = PUMP.itemsize

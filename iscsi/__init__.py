@@ -5,6 +5,8 @@ that imports `iscsi.wire` loads no session or host code.
 from importlib import import_module
 from typing import Any, Final
 
+import shm as _shm  # noqa: F401 - notes every later import of the project
+
 _HOMES: Final = {
     "AsyncBlockDevice": "iscsi.session.blockdev",
     "AuthError": "iscsi.session.errors",

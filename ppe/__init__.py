@@ -5,4 +5,6 @@ Importing this package costs nothing: no compiler, no array library, no other mo
 
 from typing import Final
 
+import shm as _shm  # noqa: F401 - notes every later import of the project
+
 __version__: Final = "0.1.0"

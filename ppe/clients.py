@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from iscsi.wire.mover_spec import MoverSpec
 from ppe.cycle.control_port import EngineSilent
 from ppe.cycle.guard import Guards
 from ppe.engine_thread import EngineThread
@@ -173,6 +174,7 @@ class Registry:
             raise Refused(f"channel {row} is not this client's")
         hold = client.channels.pop(row)
         client.engine.port.detach(row)
+        client.engine.movers.forget(row)
         self._unmap(client, hold.mapping)
         hold.wake.close()
         os.close(hold.bell)
@@ -201,6 +203,49 @@ class Registry:
             return False
         self._unmap(client, client.regions.pop(region))
         return True
+
+    def enable_mover(self, client: Client, row: Any, message: dict[str, Any]) -> None:
+        """Have a connection of a channel become a datamover's (`iscsi.wire.mover_spec`)."""
+        if row not in client.channels:
+            raise Refused(f"channel {row} is not this client's")
+        home = message.get("home")
+        if not isinstance(home, list) or len(home) != 3 or home[0] not in client.regions:
+            raise Refused("home is no (region, offset, length) of this client")
+        names = ("endpoint", "words", "pool", "table")
+        numbers = {name: message.get(name, 0) for name in names}
+        if any(type(value) is not int or value < 0 for value in (*home, *numbers.values())):
+            raise Refused("home, endpoint, words, pool and table are numbers")
+        try:
+            spec = MoverSpec.from_message(message)
+            client.engine.movers.enable(
+                row,
+                numbers["endpoint"],
+                spec,
+                tuple(home),
+                numbers["words"],
+                numbers["pool"],
+                numbers["table"],
+            )
+        except (ValueError, MemoryError, OSError) as error:
+            raise Refused(f"this connection cannot be a datamover's: {error}") from error
+
+    def make_pool(self, client: Client, row: Any) -> int:
+        """An endpoint without a connection, for buffers. Its id."""
+        if row not in client.channels:
+            raise Refused(f"channel {row} is not this client's")
+        try:
+            return client.engine.port.make_pool(row)
+        except OSError as error:
+            raise Refused("every endpoint of this engine is in use") from error
+
+    def make_table(self, client: Client, row: Any, count: Any) -> int:
+        """A table of units that the engine serves itself. Its id."""
+        if row not in client.channels or type(count) is not int:
+            raise Refused(f"channel {row} is not this client's, or {count} is no number")
+        try:
+            return client.engine.movers.make_table(row, count)
+        except (ValueError, OSError) as error:
+            raise Refused(f"no table of units: {error}") from error
 
     def end(self, client: Client) -> None:
         """Take everything back from a client that left or died."""

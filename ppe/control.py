@@ -159,6 +159,14 @@ class ControlServer:
             return {}, []
         if call == "unregister":
             return {"done": self._registry.unregister(client, message["region"])}, []
+        if call == "mover":
+            self._registry.enable_mover(client, message["channel"], message)
+            return {}, []
+        if call == "pool":
+            return {"pool": self._registry.make_pool(client, message["channel"])}, []
+        if call == "table":
+            table = self._registry.make_table(client, message["channel"], message["count"])
+            return {"table": table}, []
         if call == "accounts":
             return self._accounts()
         if call == "stat":

@@ -15,11 +15,13 @@ from ppe.config import EngineConfig
 from ppe.cycle.accounts import ENGINE_INFO
 from ppe.cycle.control_port import ControlPort
 from ppe.cycle.cycle import run
+from ppe.cycle.movers import Movers
 from ppe.cycle.tables import EngineTables, Limits, Settings
 from ppe.partition import affinity_lost, pin_thread
 from shm.records import NEVER
 
 START_SECONDS = 30
+MOVERS_BYTES_MAX = 1 << 30  # for the datamover connections of all clients
 
 
 @dataclass(slots=True)
@@ -53,6 +55,7 @@ class EngineThread:
         self._thread = threading.Thread(target=self._main, name=f"ppe-engine-{number}")
         self.tables: EngineTables
         self.port: ControlPort
+        self.movers: Movers
 
     def start(self) -> str | None:
         """Start the thread. Return a complaint about memory locking, if any; raises what it did."""
@@ -68,7 +71,9 @@ class EngineThread:
             pin_thread(self.cpu)
             self.tid = threading.get_native_id()
             self.tables = EngineTables(self._limits, self._settings, self.number)
+            self.tables.load_datamover()
             self.port = ControlPort(self.tables, inline=False)
+            self.movers = Movers(self.port, MOVERS_BYTES_MAX)
             self.port.start()
             self._started.lock_complaint = self.tables.lock_memory()
             info = self.tables.layout.rows(self.tables.accounts.array, "info", ENGINE_INFO)[0]

@@ -3,17 +3,17 @@
 `@nopython` marks a helper: compiled when a compiled caller needs it, inlined by LLVM, never cached
 on its own. `@entry(signature)` marks a door from Python into compiled code: compiled when its
 module is imported, so nothing compiles later, and cached on disk. Every cached entry lives in a
-directory named by a hash of all sources it can reach, because numba's own cache looks only at the
-entry's file and would run yesterday's helper.
+directory named by a hash of all code it can reach, because numba's own cache looks only at the
+entry's file and would run yesterday's helper. The hash is of the code that was imported
+(`shm.imported`), never of what lies on the disk by now.
 """
 
 import ctypes
 import hashlib
 import os
-import re
 import shutil
-import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -24,50 +24,15 @@ import llvmlite.binding as llvm
 import numba
 from numba.core import event
 
+from shm import imported
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 JIT_DISABLED: Final = os.environ.get("NUMBA_DISABLE_JIT", "0") != "0"
-ROOT: Final = Path(__file__).resolve().parent.parent
-PACKAGES: Final = ("shm", "iscsi", "host", "ppe", "bench", "tests")
+ROOT: Final = imported.ROOT
 # A cache directory that no start used for this long belongs to sources that are gone.
 CACHE_KEPT_DAYS: Final = 14
 CACHE_KEPT_DIRECTORIES: Final = 64
-
-_IMPORT: Final = re.compile(
-    rf"^[ ]*(?:from[ ]+((?:{'|'.join(PACKAGES)})[\w.]*)[ ]+import[ ]+(\([^)]*\)|[^\n]*)"
-    rf"|import[ ]+((?:{'|'.join(PACKAGES)})[\w.]*))",
-    re.MULTILINE,
-)
-
-
-def _source_of(module: str) -> Path | None:
-    path = ROOT.joinpath(*module.split("."))
-    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
-@cache
-def _imports_of(path: Path) -> tuple[Path, ...]:
-    found: list[Path] = []
-    for base, names, plain in _IMPORT.findall(path.read_text()):
-        modules = [base or plain]
-        modules += [f"{base}.{name}" for name in re.findall(r"\w+", names)]
-        found += [source for source in map(_source_of, modules) if source is not None]
-    return tuple(found)
-
-
-def reachable_sources(path: Path) -> list[Path]:
-    """Every source file of this project that `path` imports, directly or not, itself included."""
-    seen = {path}
-    waiting = [path]
-    while waiting:
-        for found in _imports_of(waiting.pop()):
-            if found not in seen:
-                seen.add(found)
-                waiting.append(found)
-    return sorted(seen)
 
 
 def cache_root() -> Path:
@@ -79,13 +44,22 @@ def cache_root() -> Path:
 
 
 @cache
-def _cache_directory(path: Path) -> Path:
+def _cache_directory(module: str, _noted: int) -> Path | None:
     digest = hashlib.blake2b(digest_size=8)
-    for source in reachable_sources(path):
-        digest.update(source.name.encode())
-        digest.update(source.read_bytes())
-    cpu = numba.config.CPU_NAME or llvm.get_host_cpu_name()  # type: ignore[attr-defined]
-    digest.update(f"{numba.__version__} {llvm.llvm_version_info} {cpu}".encode())
+    for name, code in sorted(imported.reachable(module).items()):
+        if code is None:
+            # Nobody knows what it was compiled from, so nobody may be given it later.
+            warnings.warn(
+                f"the compiled code of {module} is not kept: {name} was imported before shm, or"
+                " twice with an edit in between; start the process again",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+        digest.update(name.encode() + imported.fingerprint(code))
+    target = numba.config.CPU_NAME or llvm.get_host_cpu_name()  # type: ignore[attr-defined]
+    features = numba.config.CPU_FEATURES  # type: ignore[attr-defined]
+    digest.update(f"{numba.__version__} {llvm.llvm_version_info} {target} {features}".encode())
     return cache_root() / digest.hexdigest()
 
 
@@ -121,11 +95,11 @@ def entry(signature: str) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         if JIT_DISABLED:
             return function
-        with _cache_for(function):
+        with _cache_for(function) as kept:
             return cast(
                 F,
                 numba.njit(
-                    signature, cache=True, nogil=True, error_model="numpy", boundscheck=False
+                    signature, cache=kept, nogil=True, error_model="numpy", boundscheck=False
                 )(function),
             )
 
@@ -133,14 +107,18 @@ def entry(signature: str) -> Callable[[F], F]:
 
 
 @contextmanager
-def _cache_for(function: Callable[..., Any]) -> Iterator[None]:
-    module = sys.modules[function.__module__]
-    directory = _cache_directory(Path(str(module.__file__)).resolve())
+def _cache_for(function: Callable[..., Any]) -> Iterator[bool]:
+    """Set where the compiled code of `function` is kept, and say whether it is kept at all."""
+    imported.note_running()  # a loader of its own may have brought the module
+    directory = _cache_directory(function.__module__, imported.noted())
+    if directory is None:
+        yield False
+        return
     previous = numba.config.CACHE_DIR  # type: ignore[attr-defined]
     # Numba reads the setting when the cache of one function is made, so it can differ per file.
     numba.config.CACHE_DIR = str(directory)  # type: ignore[attr-defined]
     try:
-        yield
+        yield True
     finally:
         numba.config.CACHE_DIR = previous  # type: ignore[attr-defined]
     if directory.is_dir():
@@ -158,10 +136,10 @@ class Callback:
             return
         names = {ctypes.c_int64: "int64", ctypes.c_int32: "int32", None: "void"}
         signature = f"{names[result]}({', '.join(names[a] for a in arguments)})"
-        with _cache_for(function):
+        with _cache_for(function) as kept:
             compiled: Any = numba.cfunc
             self._compiled = compiled(
-                signature, cache=True, nopython=True, error_model="numpy", boundscheck=False
+                signature, cache=kept, nopython=True, error_model="numpy", boundscheck=False
             )(function)
         self.address = int(self._compiled.address)
         self._function = self._prototype(self.address)

@@ -23,13 +23,32 @@ SHUTDOWN: Final = 7  # half close: what was sent before goes out first
 CLOSE: Final = 8  # ends the endpoint; whatever is outstanding on it is cancelled first
 CANCEL: Final = 9  # arg0: user_data of the operation to end
 
+# The datamover's (iscsi.wire.mover says what their words mean):
+MOVER_FIRST: Final = 16
+MOVER_COMMAND: Final = 16
+MOVER_CONTROL: Final = 17
+MOVER_RECEIVE: Final = 18
+MOVER_CANCEL: Final = 19
+MOVER_GET: Final = 20
+MOVER_ANSWER: Final = 21
+MOVER_ABORT: Final = 22
+MOVER_DONE: Final = 23
+MOVER_GATE: Final = 24
+MOVER_UNIT: Final = 25
+MOVER_FENCE: Final = 26
+MOVER_LAST: Final = 31
+
 EVENT_DISCONNECTED: Final = 64  # unsolicited: the peer reset the connection or the network did
+EVENT_WINDOW: Final = 65  # unsolicited: a datamover's command window moved; arg0: its numbers
 
 CONTROL_FIRST: Final = 128
 CONTROL_ATTACH: Final = 128
 CONTROL_DETACH: Final = 129
 CONTROL_ADD_REGION: Final = 130
 CONTROL_REMOVE_REGION: Final = 131
+CONTROL_ENABLE_MOVER: Final = 133
+CONTROL_MAKE_POOL: Final = 134
+CONTROL_MAKE_TABLE: Final = 135
 CONTROL_FAULT: Final = 132  # unsolicited: a client's memory went away under the engine
 
 OPCODE_NAMES: Final = {
@@ -42,7 +61,19 @@ OPCODE_NAMES: Final = {
     SHUTDOWN: "shutdown",
     CLOSE: "close",
     CANCEL: "cancel",
+    MOVER_COMMAND: "command",
+    MOVER_CONTROL: "send control",
+    MOVER_RECEIVE: "receive control",
+    MOVER_CANCEL: "cancel command",
+    MOVER_GET: "get data",
+    MOVER_ANSWER: "answer",
+    MOVER_ABORT: "abort tasks",
+    MOVER_DONE: "control done",
+    MOVER_GATE: "gate",
+    MOVER_UNIT: "unit",
+    MOVER_FENCE: "fence",
     EVENT_DISCONNECTED: "disconnected",
+    EVENT_WINDOW: "window",
 }
 
 # --- WQE flags (bit 0 is shm.channel.UNSIGNALLED) ---------------------------------------------

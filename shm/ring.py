@@ -38,12 +38,9 @@ def copy_entry(target: int, source: int) -> None:
     """Copy the payload of one slot, all but the sequence word, which is the publication.
 
     Every load stands before the first store, so the compiler makes two wide moves of them: a burst
-    then keeps more lines in flight between the cores. (The model checker follows each word of
-    shorter slots and takes the other way through; both lie between the same two SYNC POINTs.)
+    then keeps more lines in flight between the cores. In which order and how wide the words move is
+    left to it; the SYNC POINTs before and after the copy are what holds them.
     """
-    if WORDS < 7:
-        copy_fresh_entry(target, source)
-        return
     word1 = load_64(source + 8)
     word2 = load_64(source + 16)
     word3 = load_64(source + 24)

@@ -225,6 +225,7 @@ class AsyncSession(commands.Commands):
                 self._exchange()
             except Exception as error:
                 self._lose(error)
+        self._begin_recovery()  # Also where a call that was torn off has hung up.
         self._settle()
         busy = bool(self._jobs or self._controls) and core.down is None and core.lost is None
         if self._must_look and self._looker is None and busy:
@@ -252,7 +253,13 @@ class AsyncSession(commands.Commands):
         for future in self._controls.values():
             if not future.done():
                 future.set_result(None)
-        if core.lost is None and not core.is_recovering and self._recovering is None:
+        self._begin_recovery()
+
+    def _begin_recovery(self) -> None:
+        core = self.core
+        if core.down is None or core.lost is not None or core.is_closed:
+            return
+        if not core.is_recovering and self._recovering is None:
             self._recovering = self._loop.create_task(self._recover())
 
     async def _recover(self) -> None:

@@ -10,6 +10,7 @@ from host.aio import AsyncChannel
 from host.channel import resolve
 from iscsi.session.core import SessionCore
 from iscsi.session.errors import ConnectionLost, LoginTimeout
+from iscsi.session.options import LONGEST_S
 from iscsi.session.steps import Connect, Receive, Send
 
 
@@ -75,11 +76,11 @@ class AsyncLogin:
         core, loop = self._core, asyncio.get_running_loop()
         try:
             addresses = await loop.run_in_executor(None, resolve, host, port)
-        except socket.gaierror as error:
-            raise ConnectionLost(f"host {host!r} has no address: {error.strerror}") from error
+        except (socket.gaierror, UnicodeError) as error:  # The latter: what no name can be.
+            raise ConnectionLost(f"host {host!r} has no address: {error}") from error
         failed: OSError = OSError(f"{host} has no address")
         for address in addresses:
-            own, limit_s = self._next_own(), core.timeouts.login_s
+            own, limit_s = self._next_own(), min(core.timeouts.login_s, LONGEST_S)
             self._posted(core.channel.post_connect(address, own, timeout_s=limit_s))
             try:
                 core.endpoint = (await self._complete(own)).endpoint

@@ -6,6 +6,7 @@ device unusable, and a lost connection is made again; only when that is given up
 raises why.
 """
 
+import asyncio
 import ctypes
 from dataclasses import replace
 from typing import Any, Final
@@ -17,6 +18,7 @@ from iscsi.session.aio import AsyncSession
 from iscsi.session.errors import SessionClosed
 from iscsi.session.geometry import BOUNCE_SIZE, Geometry, as_bytes, geometry_of
 from iscsi.session.initiator import InitiatorSession
+from iscsi.session.job_records import JOBS_MAX
 from iscsi.session.options import Timeouts
 from iscsi.session.steps import Steps
 from iscsi.wire.discovery import DiscoveredTarget
@@ -129,7 +131,13 @@ class Device(commands.Commands):
 
 
 class BlockDevice(Device):
-    """An open LUN. Made by `iscsi.open`; belongs to the thread that opened it."""
+    """An open LUN. Made by `iscsi.open`; belongs to the thread that opened it.
+
+    Its connection is looked after during its calls only: one that was lost in between is made again
+    by the next call, and a target that asks for signs of life gets none meanwhile. Who cannot have
+    that (because of a RESERVE, which ends with the connection) calls `session.ping` now and then,
+    or uses `iscsi.aopen`, whose loop looks after the connection all the time.
+    """
 
     def __init__(self, session: InitiatorSession, engine: Any, *, owns_engine: bool) -> None:
         super().__init__(session, session.examine(), engine, owns_engine)
@@ -254,10 +262,15 @@ class AsyncBlockDevice(Device):
     ) -> None:
         super().__init__(session, facts, engine, owns_engine)
         self.session = session
+        self._places = asyncio.Semaphore(JOBS_MAX)  # A call has one job at a time.
 
     def _run(self, steps: Steps[Any]) -> Any:
         self._check_open()
-        return self.session.perform(steps)
+        return self._perform(steps)
+
+    async def _perform(self, steps: Steps[Any]) -> Any:
+        async with self._places:
+            return await self.session.perform(steps)
 
     async def read(self, lba: int, blocks: int) -> bytes:
         """`blocks` blocks from `lba`."""
@@ -292,7 +305,8 @@ class AsyncBlockDevice(Device):
 
     async def _transfer(self, lba: int, blocks: int, address: int, is_write: bool) -> int:
         what = self._what(lba, blocks, address, is_write)
-        return await self.session.perform(self.core.transfer(**what))
+        moved: int = await self._perform(self.core.transfer(**what))
+        return moved
 
     async def flush(self) -> None:
         """Have everything written reach the medium."""

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from host import pump
+from host import mover, pump
 from host.channel import Channel
 from host.errors import EndOfStream
 from host.memory import Buffer
@@ -19,15 +19,20 @@ from iscsi.session.steps import Connect, Receive, Send, Steps
 from iscsi.session.worker import SPARE_TASKS, Worker
 from iscsi.wire.bhs import BHS_LENGTH, Opcode, encode
 from iscsi.wire.initiator import InitiatorConnection
-from iscsi.wire.initiator_task import InitiatorLimits
+from iscsi.wire.initiator_task import InitiatorLimits, initiator_at
 from iscsi.wire.login import InitiatorLogin
 from iscsi.wire.login_common import MAX_LOGIN_SEGMENT, LoginResult
+from iscsi.wire.mover_spec import INITIATOR, MoverSpec
 from iscsi.wire.names import Portal
 from iscsi.wire.port import PortLimits, port_at, round_up
 from shm.view import address_of
 
 STAGING_SIZE: Final = 256 << 10
 CONTROL_DATA_LENGTH: Final = 8192
+LINE: Final = 64
+MOVER_WORDS_SIZE: Final = 64  # where an engine that frames PDUs counts them
+LENT_COUNT: Final = 4  # buffers for PDUs that are the session's to see
+LENT_SIZE: Final = 8448  # BHS and CONTROL_DATA_LENGTH
 
 
 class Memory(Protocol):
@@ -35,6 +40,11 @@ class Memory(Protocol):
 
     def alloc(self, size: int) -> Buffer:
         """A buffer the engine may touch."""
+
+    def enable_mover(
+        self, channel: Any, endpoint: int, message: dict[str, Any], **place: Any
+    ) -> None:
+        """Have the engine take over a connection (`iscsi.wire.mover_spec`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +113,20 @@ class Connection:
             ),
         )
         self.endpoint, self.portal, self.login = state.endpoint, state.portal, state.login
-        self._buffers = [memory.alloc(InitiatorConnection.size(state.login, limits))]
+        size = -(-InitiatorConnection.size(state.login, limits) // LINE) * LINE
+        self._buffers = [memory.alloc(size + MOVER_WORDS_SIZE)]
         self._buffers[0].array[:] = 0
+        self._words = self._buffers[0].array[size:].view(np.int64)
         self.wire = InitiatorConnection(self._buffers[0].address, state.login, limits)
         self._private = aligned_zeros(pump.PUMP_SIZE)
         self._ping_memory = aligned_zeros(jobs.JOB_SIZE)
         self._ping = address_of(self._ping_memory)
         self.pump = address_of(self._private)
         self._worker, self.worker = worker, worker.address
+        self._scratch = aligned_zeros(mover.SCRATCH_SIZE)
         self._fill_pump(memory, channel, state, mode)
+        if mode == pump.MOVER:
+            self._hand_over(memory, channel, state, limits, size)
         worker.attach(channel.context, self.endpoint, self.wire.address, self.pump)
 
     def _fill_pump(self, memory: Memory, channel: Channel, state: LoggedIn, mode: int) -> None:
@@ -122,6 +137,34 @@ class Connection:
             staging = memory.alloc(2 * STAGING_SIZE)
             self._buffers.append(staging)
             mine["staging"], mine["staging_size"] = staging.address, STAGING_SIZE
+        elif mode == pump.MOVER:
+            staging = memory.alloc(LENT_COUNT * LENT_SIZE)
+            self._buffers.append(staging)
+            mine["staging"], mine["staging_size"] = staging.address, LENT_SIZE
+            mine["lent_free"] = (1 << LENT_COUNT) - 1
+            mine["home"], mine["scratch"] = self.wire.address, address_of(self._scratch)
+
+    def _hand_over(
+        self,
+        memory: Memory,
+        channel: Channel,
+        state: LoggedIn,
+        limits: InitiatorLimits,
+        words: int,
+    ) -> None:
+        """Have the engine make and take this connection's PDUs from here on."""
+        login = state.login
+        sns = (login.cmd_sn, login.max_cmd_sn, login.stat_sn)
+        spec = MoverSpec(
+            INITIATOR, login.session, login.connection, limits.port, (limits.task_count,), sns
+        )
+        initiator_at(self.wire.address)[0]["is_mirror"] = 1
+        block = self._buffers[0]
+        region, offset = channel.name_memory(block.address, len(block))
+        home = [region, offset, len(block)]
+        memory.enable_mover(
+            channel, state.endpoint, spec.to_message(), home=home, words=words, pool=0
+        )
 
     @property
     def error(self) -> int:
@@ -135,7 +178,8 @@ class Connection:
     @property
     def pdus(self) -> int:
         """PDUs that came: while this grows the target lives."""
-        return int(port_at(self.wire.address)[0]["rx_pdus"])
+        # A datamover counts in the words: of a long transfer nothing else is seen here.
+        return int(port_at(self.wire.address)[0]["rx_pdus"]) + int(self._words[0])
 
     @property
     def unsent(self) -> bool:

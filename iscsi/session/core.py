@@ -5,10 +5,12 @@ in an event loop. A lost connection leaves the jobs in the `Worker`; `recovery` 
 
 import errno
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from time import monotonic_ns
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
+from host import pump
 from host.channel import Channel
 from host.errors import EngineDied
 from host.memory import Buffer
@@ -40,6 +42,7 @@ from iscsi.wire.url import IscsiUrl, parse_url
 
 RING: Final = 512
 REDIRECTS_MAX: Final = 4
+FULL_RING_S: Final = 0.01
 _DIGESTS: Final = {
     "none": ("None",),
     "crc32c": ("CRC32C",),
@@ -56,6 +59,11 @@ class Engine(Protocol):
 
     def channel(self, work: int = 256, events: int = 256) -> Channel:
         """Open a channel for this thread."""
+
+    def enable_mover(
+        self, channel: Channel, endpoint: int, message: dict[str, Any], **place: Any
+    ) -> None:
+        """Have the engine take over a connection (`iscsi.wire.mover_spec`)."""
 
     @property
     def is_running(self) -> bool:
@@ -88,6 +96,8 @@ class SessionCore(procedures.Procedures):
         self.engine = engine
         self.channel = engine.channel(RING, RING)
         self.worker = Worker(options.queue_depth)
+        if options.mode == pump.MOVER:
+            self.worker.coalesce(options.coalesced, options.coalesce_us)
         self.patience = Patience(self.worker, options.queue_depth)
         self.ordering = Ordering()
         self.controls = Controls()
@@ -162,7 +172,7 @@ class SessionCore(procedures.Procedures):
     def _begin(self, state: LoggedIn) -> None:
         mine = Connection(self.engine, self.channel, state, self.options.mode, self.worker)
         self._connection, self.controls, self.down = mine, Controls(), None
-        self._guard = Guard(mine, self.worker, self.controls, monotonic_ns())
+        self._guard = Guard(mine, self.worker, self.controls, self.reserved, monotonic_ns())
         self.pause_s = state.login.session.default_time2wait
         group, before = state.login.target_portal_group_tag, self.portal_group
         if before is not None and group != before:
@@ -210,9 +220,20 @@ class SessionCore(procedures.Procedures):
         """Close the endpoint; when this returns the engine has let go of all its memory."""
         endpoint, self.endpoint = self.endpoint, 0
         if endpoint and self.channel.is_running:
-            self.channel.close_endpoint(endpoint)
+            self._close_endpoint(endpoint)
             while self.channel.poll():  # What else came of it concerns nobody.
                 pass
+
+    def _close_endpoint(self, endpoint: int) -> None:
+        channel = self.channel
+        while True:
+            try:
+                channel.close_endpoint(endpoint)
+                return
+            except BlockingIOError:
+                # The ring is full of what was to be sent: the engine takes it in no time.
+                channel.progress()
+                channel.wait_n(channel.backlog + 1, timeout_s=FULL_RING_S)
 
     # --- losing it -------------------------------------------------------------------------
 
@@ -248,10 +269,37 @@ class SessionCore(procedures.Procedures):
     def break_off(self, error: Exception) -> Exception:
         """End the session for `error`: every job ends, the memory is the session's again."""
         if self.lost is None:
-            self.lost = error
+            self.lost, self._guard = error, None
             doors.abort_all(self.worker.address, -errno.ECONNABORTED)
             self.drop_endpoint()
         return self.lost
+
+    def disown(self, job: int) -> None:
+        """Be sure that a job is over and that nothing refers to it, because its memory goes.
+
+        It is over already but where its caller was torn out of the wait: then the connection is
+        given up if a command of it is still open.
+        """
+        record, worker = jobs.job_at(job)[0], self.worker.address
+        if record["state"] == jobs.ACTIVE:
+            doors.cancel_rest(worker, job)
+        if record["state"] == jobs.ACTIVE:
+            with suppress(Exception):  # It is in `lost`, for the next call.
+                self.lose(ConnectionLost("the connection was closed because a call was torn off"))
+        if record["queued"]:
+            doors.unqueue(worker, job)
+
+    @contextmanager
+    def holding_back(self) -> Iterator[Guard]:
+        """Let no command be sent meanwhile, as long as it is the same connection."""
+        guard = self._guard
+        assert guard is not None, "a request is under way, so there is a connection"
+        guard.hold_back()
+        try:
+            yield guard
+        finally:
+            if self._guard is guard:
+                guard.go_on()
 
     def connection_error(self) -> Exception:
         """What the pump's error stands for."""
@@ -291,15 +339,23 @@ class SessionCore(procedures.Procedures):
         if self._guard is not None:
             self._guard.abort(job, monotonic_ns(), self.timeouts)
 
+    def abandon(self) -> None:
+        """Forget everything in a forked child, to which nothing of it belongs. Idempotent."""
+        if not self.is_closed:
+            self.is_closed, self._guard = True, None
+            self.channel.close()
+
     def free(self) -> None:
         """Close the endpoint and the channel and give the memory back. Idempotent."""
         if self.is_closed:
             return
-        self.is_closed = True
-        self.drop_endpoint()
-        if self._connection is not None:
-            self._connection.free()
-        self.channel.close()
+        self.is_closed, self._guard = True, None
+        try:
+            self.drop_endpoint()
+            if self._connection is not None:
+                self._connection.free()
+        finally:
+            self.channel.close()
 
 
 # What a new connection may put right. LoginRejected and others are judged by `recovery`.

@@ -71,6 +71,12 @@ def give_up(worker: int, job: int, result: int) -> None:
     jobs.end_if_over(worker, job)
 
 
+@entry("void(intp, intp)")
+def unqueue(worker: int, job: int) -> None:
+    """`jobs.unqueue`."""
+    jobs.unqueue(worker, job)
+
+
 @entry("boolean(intp, intp, int64)")
 def is_shared(context: int, address: int, length: int) -> bool:
     """Whether the engine may touch this memory, so that it can be used in place."""

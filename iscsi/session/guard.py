@@ -6,6 +6,7 @@ A command that is late is aborted (ABORT TASK), then with its unit (LOGICAL UNIT
 the connection. Commands of others that a reset takes along are sent again by the rules of `replay`.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,14 +15,15 @@ import numpy as np
 from iscsi.session import doors, jobs
 from iscsi.session.connection import Connection
 from iscsi.session.controls import Controls
-from iscsi.session.errors import CommandTimeout, ConnectionLost, PingTimeout
-from iscsi.session.options import Timeouts
+from iscsi.session.errors import CommandTimeout, ConnectionLost, PingTimeout, ReservationLost
+from iscsi.session.options import Timeouts, nanoseconds
 from iscsi.session.replay import is_replayable
 from iscsi.session.worker import Worker, active_commands, lost_command, tasks_of
 from iscsi.wire import bhs
 from iscsi.wire.bhs import Opcode, TaskFunction, TaskFunctionResponse
 from iscsi.wire.errors import RemoteProtocolError
 from iscsi.wire.initiator_task import KIND_SCSI, STATE_ACTIVE
+from iscsi.wire.scsi import encode_lun
 
 TICK_NS: Final = 100_000_000
 LOGOUT_NS: Final = 2_000_000_000
@@ -43,9 +45,15 @@ class Guard:
     """The watch over one connection."""
 
     def __init__(
-        self, connection: Connection, worker: Worker, controls: Controls, now: int
+        self,
+        connection: Connection,
+        worker: Worker,
+        controls: Controls,
+        reserved: Collection[int],
+        now: int,
     ) -> None:
         self._connection, self._worker, self._controls = connection, worker, controls
+        self._reserved = reserved  # units that RESERVE holds, for the session to change
         self._pdus, self._alive_at = connection.pdus, now
         self._asked_at = 0  # when a ping was sent that decides; 0: none
         table = tasks_of(connection.wire.address)
@@ -53,6 +61,9 @@ class Guard:
         self._seen = np.full(len(table), -1, np.int64)  # tag of the command seen in each place
         self._since = np.zeros(len(table), np.int64)
         self._requests: dict[int, Request] = {}
+        self._cancelled: set[int] = set()  # tags of commands whose callers gave them up
+        self._held_back = 0  # who wants that no command is sent
+        self._shut_here = False
         self._stalled_at = now
         self._completions = worker.hot("completions")
         self._logout_tag: int | None = None
@@ -63,6 +74,7 @@ class Guard:
         self._look_for_life(now, timeouts)
         self._look_for_answers(now, timeouts)
         self._look_for_late_commands(now, timeouts)
+        self._abort_cancelled(now, timeouts)
         self._look_for_a_closed_window(now, timeouts)
         self._look_for_the_end(now)
         return now + TICK_NS
@@ -78,14 +90,14 @@ class Guard:
         # before it has all the data sends nothing more by itself.
         if mine.unsent and mine.hot("outstanding") and not mine.has_ping:
             mine.ping()
-        if not timeouts.ping_interval_s or silent_ns < timeouts.ping_interval_s * 1e9:
+        if not timeouts.ping_interval_s or silent_ns < nanoseconds(timeouts.ping_interval_s):
             return
         if not self._asked_at:
             self._asked_at = now
             if not mine.has_ping:
                 mine.ping()
             return
-        if now - self._asked_at > timeouts.ping_timeout_s * timeouts.ping_count * 1e9:
+        if now - self._asked_at > nanoseconds(timeouts.ping_timeout_s * timeouts.ping_count):
             raise PingTimeout(
                 f"nothing came from the target at {mine.portal.address} for "
                 f"{silent_ns / 1e9:.1f} s, and no answer to a ping"
@@ -99,7 +111,7 @@ class Guard:
         is_new = is_open & (table["itt"] != self._seen)
         self._since[is_new] = now
         self._seen[:] = np.where(is_open, table["itt"], -1)
-        late = is_open & (now - self._since > timeouts.command_s * 1e9)
+        late = is_open & (now - self._since > nanoseconds(timeouts.command_s))
         for index in np.flatnonzero(late):
             task = table[int(index)]
             if not self._is_asked_about(int(task["itt"])):
@@ -125,13 +137,11 @@ class Guard:
     def _look_for_a_closed_window(self, now: int, timeouts: Timeouts) -> None:
         """Commands that cannot even be sent get as long as those that can."""
         completions = self._worker.hot("completions")
-        queue = self._worker.record["jobs"]
-        stuck = queue["head"] != queue["tail"] and self._worker.record["gate"] == jobs.OPEN
-        if not stuck or completions != self._completions or self._worker.hot("replays_used"):
+        if not self._worker.is_stuck or completions != self._completions:
             self._stalled_at, self._completions = now, completions
-        elif now - self._stalled_at > 3 * timeouts.command_s * 1e9 or (
-            now - self._stalled_at > timeouts.command_s * 1e9 and not self._requests
-        ):
+            return
+        limit_ns, stalled_ns = nanoseconds(timeouts.command_s), now - self._stalled_at
+        if stalled_ns > 3 * limit_ns or (stalled_ns > limit_ns and not self._requests):
             raise CommandTimeout(
                 f"the target at {self._connection.portal.address} took no command for "
                 f"{timeouts.command_s:g} s: its command window stays closed"
@@ -139,8 +149,19 @@ class Guard:
 
     def abort(self, job: int, now: int, timeouts: Timeouts) -> None:
         """Have the target abort the open commands of a job that its caller gave up."""
-        for task in active_commands(self._connection.wire.address):
-            if task["user_data"] == job and not self._is_asked_about(int(task["itt"])):
+        tasks = active_commands(self._connection.wire.address)
+        self._cancelled |= {int(task["itt"]) for task in tasks if task["user_data"] == job}
+        self._abort_cancelled(now, timeouts)
+
+    def _abort_cancelled(self, now: int, timeouts: Timeouts) -> None:
+        """Ask about as many of them as there is room for; the next look asks about the rest."""
+        if not self._cancelled:
+            return
+        tasks = active_commands(self._connection.wire.address)
+        self._cancelled &= {int(task["itt"]) for task in tasks}
+        for task in tasks:
+            itt = int(task["itt"])
+            if itt in self._cancelled and not self._is_asked_about(itt):
                 self._ask(TaskFunction.ABORT_TASK, task, now, timeouts, is_late=False)
 
     def _ask(
@@ -162,7 +183,9 @@ class Guard:
         if tag is None:
             return  # No place for it now: the next look tries again.
         self._controls.expect(tag)
-        limit_ns = int(min(timeouts.task_management_s, timeouts.command_s) * 1e9)
+        if not is_abort:
+            self.hold_back()
+        limit_ns = nanoseconds(min(timeouts.task_management_s, timeouts.command_s))
         self._requests[tag] = Request(function, int(task["itt"]), lun, now + limit_ns, is_late)
 
     def _look_for_answers(self, now: int, timeouts: Timeouts) -> None:
@@ -180,14 +203,47 @@ class Guard:
                 self._on_ended(request)
             else:
                 self._climb(request, now, timeouts)
+            if request.function is TaskFunction.LOGICAL_UNIT_RESET:
+                self.go_on()
+
+    # A command sent while a reset is under way may be ended by it or not, and nothing tells: so
+    # none is sent.
+
+    def hold_back(self) -> None:
+        """Let no command be sent until `go_on` was said as often."""
+        self._held_back += 1
+        if self._worker.record["gate"] == jobs.OPEN:
+            self._worker.shut_gate()
+            self._shut_here = True
+
+    def go_on(self) -> None:
+        """Let commands be sent again, unless something else is in their way."""
+        self._held_back -= 1
+        if self._shut_here and not self._held_back:
+            self._shut_here = False
+            if not self._logout_at:
+                self._worker.open_gate()
 
     def _on_ended(self, request: Request) -> None:
         """The target let go of the command, or of all commands of its unit."""
         if request.function is TaskFunction.LOGICAL_UNIT_RESET:
-            for task in active_commands(self._connection.wire.address):
-                if int(task["lun"]) & (1 << 64) - 1 == request.lun and task["itt"] != request.itt:
-                    self._send_again(task)
+            for lun in self._reserved:
+                if encode_lun(lun) == request.lun:
+                    raise ReservationLost(
+                        f"the reservation of LUN {lun} ended with a reset of the unit, which did "
+                        "not answer a command and did not abort it"
+                    )
+            self.send_ended_again(request.lun, but=request.itt)
         self._connection.wire.cancel(request.itt)
+
+    def send_ended_again(self, lun: int | None, but: int = -1) -> None:
+        """The open commands of a unit (None: of all) were ended by a reset: but for one, they are
+        sent again where that is right.
+        """
+        for task in active_commands(self._connection.wire.address):
+            is_meant = lun is None or int(task["lun"]) & (1 << 64) - 1 == lun
+            if is_meant and task["itt"] != but:
+                self._send_again(task)
 
     def _send_again(self, task: Any) -> None:
         """A reset took this command along: its job's rules decide what becomes of it."""

@@ -7,19 +7,22 @@ connection, and one that was lost meanwhile is made again by the next call.
 """
 
 import contextlib
+import os
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import monotonic_ns
 from typing import Any, Final, TypeVar
 
 from numpy.typing import NDArray
 
+from host.errors import WrongThread
 from iscsi.session import commands, doors, jobs, unit
 from iscsi.session.core import Engine, SessionCore
 from iscsi.session.errors import ConnectionLost, LoginTimeout
 from iscsi.session.guard import TICK_NS
-from iscsi.session.options import Options, Timeouts
+from iscsi.session.options import Options, Timeouts, nanoseconds
 from iscsi.session.outcome import CommandResult
 from iscsi.session.recovery import Recovery
 from iscsi.session.steps import (
@@ -56,6 +59,7 @@ class InitiatorSession(commands.Commands):
         self.core = SessionCore(engine, url, Options(**options))
         self.recovery = Recovery(self.core)
         self._deadline = 0  # of a login under way
+        self._use, self._process = threading.RLock(), os.getpid()
         try:
             self.perform(self.core.opening())
         except BaseException:
@@ -65,7 +69,23 @@ class InitiatorSession(commands.Commands):
     # --- performing steps ------------------------------------------------------------------
 
     def perform(self, steps: Steps[R]) -> R:
-        """Run a procedure, waiting where it has to."""
+        """Run a procedure, waiting where it has to. WrongThread while another one uses it."""
+        with self._in_use():
+            return self._perform(steps)
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """One thread at a time: the compiled code below knows no lock."""
+        if os.getpid() != self._process:
+            raise WrongThread("this device was opened before a fork: open one here")
+        if not self._use.acquire(blocking=False):
+            raise WrongThread("another thread is using this device: open one for each")
+        try:
+            yield
+        finally:
+            self._use.release()
+
+    def _perform(self, steps: Steps[R]) -> R:
         answer: Any = None
         error: BaseException | None = None
         while True:
@@ -103,11 +123,11 @@ class InitiatorSession(commands.Commands):
 
     def _connect(self, host: str, port: int) -> int:
         core = self.core
-        self._deadline = monotonic_ns() + int(core.timeouts.login_s * 1e9)
+        self._deadline = monotonic_ns() + nanoseconds(core.timeouts.login_s)
         try:
             core.endpoint = core.channel.connect(host, port, timeout_s=self._left_s())
-        except socket.gaierror as error:
-            raise ConnectionLost(f"host {host!r} has no address: {error.strerror}") from error
+        except (socket.gaierror, UnicodeError) as error:  # The latter: what no name can be.
+            raise ConnectionLost(f"host {host!r} has no address: {error}") from error
         return core.endpoint
 
     def _stream(self, endpoint: int, array: NDArray[Any], *, is_send: bool) -> None:
@@ -144,7 +164,7 @@ class InitiatorSession(commands.Commands):
         except Exception:
             raise
         except BaseException:
-            if self.core.lost is None:
+            with contextlib.suppress(Exception):  # It is in `lost`; the interruption goes on.
                 self.core.lose(ConnectionLost("the connection was closed by an interruption"))
             raise
         found = controls.answer(tag)
@@ -202,7 +222,8 @@ class InitiatorSession(commands.Commands):
         while reason == jobs.LOOK and core.down is None:
             reason = doors.run(worker, job, deadline, monotonic_ns() + TICK_NS)
         if reason != jobs.FINISHED and core.down is None:
-            core.lose(ConnectionLost("the connection was closed because a wait was interrupted"))
+            with contextlib.suppress(Exception):  # It is in `lost`; the interruption goes on.
+                core.lose(ConnectionLost("the connection was closed as a wait was interrupted"))
 
     # --- the session -----------------------------------------------------------------------
 
@@ -257,10 +278,11 @@ class InitiatorSession(commands.Commands):
         """
         core = self.core
         core.check_usable()
-        if core.down is None:
-            self._log_out_briefly()
-            core.lose(ConnectionLost("a reconnection was asked for"))
-        self._recover()
+        with self._in_use():
+            if core.down is None:
+                self._log_out_briefly()
+                core.lose(ConnectionLost("a reconnection was asked for"))
+            self._recover()
 
     # --- the end ---------------------------------------------------------------------------
 
@@ -274,6 +296,14 @@ class InitiatorSession(commands.Commands):
         core = self.core
         if core.is_closed:
             return
+        if os.getpid() != self._process:
+            core.abandon()  # The connection is the parent's, who still uses it.
+            return
+        with self._in_use():
+            self._close()
+
+    def _close(self) -> None:
+        core = self.core
         try:
             if core.lost is None and core.down is None and core.channel.is_running:
                 self._log_out_briefly()

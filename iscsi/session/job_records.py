@@ -40,6 +40,11 @@ JOB: Final = record(
     Field("sense_length", "<i8"),
     Field("ahs", "<i8"),  # address of a COMMAND's additional header segments, for a long CDB
     Field("ahs_length", "<i8"),
+    Field("queued", "<i8"),  # 1 while it is among those to submit from
+    # For Python: how long its commands have been put off without one that ended well.
+    Field("put_off_ns", "<i8"),  # since when
+    Field("put_off_count", "<i8"),
+    Field("put_off_commands", "<i8"),  # `commands` at that time
     size=256,  # and SENSE_ROOM bytes of sense data behind it
 )
 WORKER: Final = record(
@@ -52,7 +57,8 @@ WORKER: Final = record(
     Field("finished", "<i8"),  # jobs that ended
     Field("completions", "<i8"),  # SCSI commands that ended, but for the express ones
     Field("waits", "<i8"),
-    Field("coalesce_ns", "<i8"),  # how long a wait for header and data holds out for both
+    Field("coalesce_ns", "<i8"),  # how long a wait for several completions holds out for them
+    Field("coalesce", "<i8"),  # completions of commands that a datamover's wait is for, at most
     Field("cdb0", "<i8"),  # scratch for one CDB
     Field("cdb1", "<i8"),
     Field("gate", "<i8"),  # OPEN, or SHUT: only the express job's commands are submitted

@@ -9,7 +9,7 @@ waits in a REPLAY and stays counted as outstanding.
 from typing import Final
 
 from host import native
-from host.pump import COALESCED, pump_at
+from host.pump import COALESCED, MOVER, pump_at
 from iscsi.session import pump as pump_of_role
 from iscsi.session.job_records import (
     ACTIVE,
@@ -58,7 +58,7 @@ from iscsi.session.repeats import (
 from iscsi.wire import bhs
 from iscsi.wire.initiator_post import attach_ahs, block_cdb, completed_next, release, submit
 from iscsi.wire.initiator_task import KIND_SCSI, fail_all, task_at
-from iscsi.wire.port import EVENTS, first, is_empty, pop, push
+from iscsi.wire.port import EVENTS, first, is_empty, pop, port_at, push
 from shm.jit import nopython
 from shm.memory import copy_bytes
 from shm.records import NEVER, cqe_at
@@ -71,7 +71,7 @@ EVENTS_PER_VISIT: Final = 256
 def start(worker: int, job: int) -> None:
     """Put a job that is filled in among those to submit from. There must be room."""
     mine = job_at(job)[0]
-    mine["state"] = ACTIVE
+    mine["state"], mine["queued"] = ACTIVE, 1
     push(worker + WORKER_JOBS, job)
 
 
@@ -86,7 +86,8 @@ def _submit_command(worker: int, job: int) -> int:
         length, cdb = blocks * mine["block_size"], worker + WORKER_CDB
         block_cdb(cdb, mine["flags"] & bhs.FLAG_WRITE != 0, mine["lba"], blocks)
     tag = submit(hot["conn"], mine["lun"], cdb, mine["flags"], length, mine["address"], job)
-    if tag == -EAGAIN:
+    # On a connection that is over the job waits for the next one.
+    if tag == -EAGAIN or port_at(hot["conn"])[0]["error"] != 0:
         return 0
     if tag < 0:
         return tag
@@ -141,8 +142,21 @@ def submit_all(worker: int) -> int:
         if mine["blocks_left"] > 0:
             push(queue, job)
         else:
+            mine["queued"] = 0
             end_if_over(worker, job)
     return done
+
+
+@nopython
+def unqueue(worker: int, job: int) -> None:
+    """Take a job that is over out of those to submit from: its memory is about to go."""
+    queue = worker + WORKER_JOBS
+    count = worker_at(worker)[0]["jobs"]["tail"] - worker_at(worker)[0]["jobs"]["head"]
+    for _ in range(count):
+        other = pop(queue)
+        if other != job:
+            push(queue, other)
+    job_at(job)[0]["queued"] = 0
 
 
 @nopython
@@ -220,6 +234,7 @@ def complete_task(worker: int, task: int) -> None:
         mine["failed"] = 1
         mine["blocks_left"] = 0
         keep_outcome(job, task)
+        drop_replays(worker, job)
     end_if_over(worker, job)
 
 
@@ -276,13 +291,19 @@ def advance(worker: int) -> int:
 def wait(worker: int, deadline_ns: int, tick_at_ns: int, now_ns: int) -> int:
     """Sleep until the connection has news: 0, or why the caller has to come back.
 
-    With one command at a time its header and data are waited for together; `coalesce_ns` bounds
-    that, because something else may have come instead.
+    Over a stream with one command at a time its header and data are waited for together, over a
+    datamover the completions of several commands; `coalesce_ns` bounds that, because something else
+    may have come instead.
     """
     hot = worker_at(worker)[0]
     n, min_wait_at = 1, NEVER
     if pump_at(hot["pump"])[0]["mode"] == COALESCED and pump_at(hot["pump"])[0]["ahead_posted"]:
         n, min_wait_at = 2, now_ns + hot["coalesce_ns"]
+    elif pump_at(hot["pump"])[0]["mode"] == MOVER:
+        # `wait_n` never waits for more than is outstanding, but lent buffers count there.
+        n = max(1, min(hot["outstanding"], hot["coalesce"]))
+        if n > 1:
+            min_wait_at = now_ns + hot["coalesce_ns"]
     hot["waits"] += 1
     reason = native.wait_n(hot["context"], n, min_wait_at, deadline_ns, tick_at_ns)
     if reason in (TICK, SIGNAL):
@@ -336,6 +357,7 @@ def abort_all(worker: int, result: int) -> None:
                 end_command(worker, replay_at(entry)[0]["user_data"], result)
     while not is_empty(worker + WORKER_JOBS):
         job = pop(worker + WORKER_JOBS)
+        job_at(job)[0]["queued"] = 0
         fail(job, result)
         end_if_over(worker, job)
 
@@ -396,6 +418,7 @@ __all__ = [
     "start",
     "submit_all",
     "take_completed",
+    "unqueue",
     "wait",
     "worker_at",
 ]

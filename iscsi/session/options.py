@@ -11,11 +11,21 @@ from iscsi.wire.keys import Proposal, SessionParams
 
 DEFAULT_INITIATOR: Final = "iqn.2026-01.org.ppe-runtime:initiator"
 DEPTH_MAX: Final = 256
+PLACEMENTS: Final = ("auto", "stream", "datamover")
+AUTO_PLACEMENT = "stream"  # what `auto` means
 RECEIVE_MODES: Final = ("auto", *pump.MODE_NAMES)
 # We can relogin at once, so only the target's wish for a pause counts (the larger one is agreed).
 DEFAULT_PROPOSAL: Final = Proposal(
     SessionParams(initial_r2t=False, first_burst_length=262144, default_time2wait=0)
 )
+
+
+LONGEST_S: Final = 1e9  # as good as for ever, and still a number of nanoseconds
+
+
+def nanoseconds(seconds: float) -> int:
+    """A time limit in nanoseconds; an infinite one is thirty years."""
+    return int(min(seconds, LONGEST_S) * 1e9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +44,8 @@ class Recovery:
     tries: int = 0
 
     def __post_init__(self) -> None:
-        if self.initial_s < 0 or self.maximum_s < self.initial_s or self.limit_s < 0:
+        # In this form a time that is no number is refused too.
+        if not (0 <= self.initial_s <= self.maximum_s and self.limit_s >= 0):
             raise ValueError("recovery: 0 <= initial_s <= maximum_s, and limit_s >= 0")
         if not 0 <= self.jitter <= 1 or self.tries < 0:
             raise ValueError("recovery: jitter is a share of 1, tries a count")
@@ -74,23 +85,30 @@ class Timeouts:
     ping_count: int = 3
 
     def __post_init__(self) -> None:
-        if min(self.command_s, self.login_s, self.task_management_s, self.ping_timeout_s) <= 0:
+        limits = (self.command_s, self.login_s, self.task_management_s, self.ping_timeout_s)
+        if not all(limit > 0 for limit in limits):
             raise ValueError("timeouts are positive numbers of seconds")
-        if self.ping_interval_s < 0 or self.ping_count < 1:
-            raise ValueError("ping_interval_s is not negative, ping_count at least 1")
+        if not self.ping_interval_s >= 0 or self.ping_count < 1:
+            raise ValueError("ping_interval_s is a number from 0 on, ping_count at least 1")
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a session works. `receive` chooses how bytes come in (`host.pump`); `command_bytes` is
-    the most one SCSI command moves; `timeouts` and `recovery` are described there, `timeout_s` and
-    `login_timeout_s` are short for two of the former. `portals` (`host[:port]`) are others of the
-    same target, tried in turn when the connection is lost.
+    """How a session works. `placement` says who frames PDUs: this side over a byte stream
+    (`stream`), or the engine, with one event per SCSI command (`datamover`). `receive` chooses how
+    bytes come in over a stream (`host.pump`). Over a datamover a wait is for `coalesce` completions
+    (0: half the queue depth), or for one after `coalesce_us`. `command_bytes` is the most one SCSI
+    command moves; `timeouts` and `recovery` are described there, `timeout_s` and `login_timeout_s`
+    are short for two of the former. `portals` (`host[:port]`) are others of the same target, tried
+    in turn when the connection is lost.
     """
 
     initiator_name: str = DEFAULT_INITIATOR
     queue_depth: int = 32
+    placement: str = "auto"
     receive: str = "auto"
+    coalesce: int = 0
+    coalesce_us: int = 100
     command_bytes: int = 256 << 10
     timeout_s: float = 0
     login_timeout_s: float = 0
@@ -106,10 +124,14 @@ class Options:
             raise ValueError(f"queue_depth {self.queue_depth} is outside 1..{DEPTH_MAX}")
         if self.receive not in RECEIVE_MODES:
             raise ValueError(f"receive={self.receive!r}: choose from {', '.join(RECEIVE_MODES)}")
+        if self.placement not in PLACEMENTS:
+            raise ValueError(f"placement={self.placement!r}: choose from {', '.join(PLACEMENTS)}")
         if self.receive == "coalesced" and self.queue_depth != 1:
             raise ValueError("receive='coalesced' is for queue_depth=1")
         if not 512 <= self.command_bytes <= 64 << 20:
             raise ValueError(f"command_bytes {self.command_bytes} is outside 512..64 MiB")
+        if not 0 <= self.coalesce <= self.queue_depth or not 0 <= self.coalesce_us <= 1_000_000:
+            raise ValueError("coalesce is at most the queue depth, coalesce_us at most a second")
         if self.timeout_s < 0 or self.login_timeout_s < 0:
             raise ValueError("timeouts are positive numbers of seconds")
         if self.isid is not None and not 0 <= self.isid < 1 << 48:
@@ -118,9 +140,17 @@ class Options:
     @property
     def mode(self) -> int:
         """The pump's mode. Above depth 1 `auto` is staged: docs/decisions/0002."""
+        placement = AUTO_PLACEMENT if self.placement == "auto" else self.placement
+        if placement == "datamover":
+            return pump.MOVER
         if self.receive != "auto":
             return pump.MODE_NAMES.index(self.receive)
         return pump.COALESCED if self.queue_depth == 1 else pump.STAGED
+
+    @property
+    def coalesced(self) -> int:
+        """Completions that a wait over a datamover is for."""
+        return self.coalesce or max(1, self.queue_depth // 2)
 
     @property
     def first_timeouts(self) -> Timeouts:

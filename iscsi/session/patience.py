@@ -6,7 +6,7 @@ grows again while all goes well.
 from typing import Any, Final
 
 from iscsi.session import jobs
-from iscsi.session.options import Timeouts
+from iscsi.session.options import Timeouts, nanoseconds
 from iscsi.session.worker import Worker
 from iscsi.wire.errors import ScsiError
 from iscsi.wire.sense import Asc, SenseKey, decode_sense, encode_sense
@@ -57,20 +57,34 @@ class Patience:
     def _judge(self, entry: Any, now: int, timeouts: Timeouts) -> None:
         """Say when a command is sent again, or that it is not."""
         retries = int(self._worker.record["retries"])
+        self._since_ns = self._since_ns or now
+        since, count = self._put_off(entry, now)
         if entry["asc"] >= 0:
             self.attentions = [*self.attentions[-ATTENTIONS_MAX:], int(entry["asc"])]
             entry["due_ns"] = now
-            if retries > ATTENTIONS_MAX + self._depth:
+            if count > ATTENTIONS_MAX + self._depth:
                 self._refuse(entry)
             return
-        self._since_ns = self._since_ns or now
-        if now - self._since_ns > timeouts.command_s * 1e9:
+        if now - since > nanoseconds(timeouts.command_s):
             self._refuse(entry)
             return
         if entry["status"] == jobs.TASK_SET_FULL:
             self._shrink(now)
         pause = min(FIRST_PAUSE_NS << min(retries // self._depth, 10), LONGEST_PAUSE_NS)
         entry["due_ns"] = now + pause
+
+    def _put_off(self, entry: Any, now: int) -> tuple[int, int]:
+        """Since when the commands of a job are put off, and how often, without one that ended
+        well; those of a load count together.
+        """
+        if self._worker.record["load"]:
+            return self._since_ns, int(self._worker.record["retries"])
+        job: Any = jobs.job_at(int(entry["user_data"]))[0]
+        if not job["put_off_ns"] or job["put_off_commands"] != job["commands"]:
+            job["put_off_ns"], job["put_off_commands"] = now, job["commands"]
+            job["put_off_count"] = 0
+        job["put_off_count"] += 1
+        return int(job["put_off_ns"]), int(job["put_off_count"])
 
     def _refuse(self, entry: Any) -> None:
         asc = int(entry["asc"])

@@ -3,6 +3,7 @@ logout, as procedures of steps. Every procedure keeps its memory until the sessi
 """
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import numpy as np
@@ -12,13 +13,14 @@ from iscsi.session import doors, jobs
 from iscsi.session.connection import Connection, Memory
 from iscsi.session.controls import Controls
 from iscsi.session.errors import ConnectionLost, SessionError
+from iscsi.session.guard import Guard
 from iscsi.session.memory import aligned_zeros
 from iscsi.session.outcome import CommandResult, error_of_job, residual_of
 from iscsi.session.replay import Extent, Ordering, Turn, extent_of
 from iscsi.session.steps import AwaitControl, AwaitTurn, Finish, Steps
 from iscsi.session.worker import Worker
 from iscsi.wire import bhs, discovery, scsi
-from iscsi.wire.bhs import Opcode, TaskFunction
+from iscsi.wire.bhs import Opcode, TaskFunction, TaskFunctionResponse
 from iscsi.wire.errors import LocalProtocolError, RemoteProtocolError
 from iscsi.wire.port import ControlPdu
 from iscsi.wire.url import IscsiUrl
@@ -30,6 +32,17 @@ CDB_MAX: Final = 260  # what a variable length CDB can say of itself (SPC-4 §4.
 _RESERVE: Final = (0x16, 0x56)
 _RELEASE: Final = (0x17, 0x57)
 _EXTENDED_CDB: Final = 1  # AHSType (RFC 7143 §11.2.2.1)
+_OF_A_UNIT: Final = (
+    TaskFunction.ABORT_TASK_SET,
+    TaskFunction.CLEAR_TASK_SET,
+    TaskFunction.LOGICAL_UNIT_RESET,
+)
+_RESETS: Final = (
+    TaskFunction.LOGICAL_UNIT_RESET,
+    TaskFunction.TARGET_WARM_RESET,
+    TaskFunction.TARGET_COLD_RESET,
+)
+_ENDING: Final = (*_OF_A_UNIT, *_RESETS)  # they end commands, which then have no answer
 
 
 class Procedures(ABC):
@@ -57,6 +70,14 @@ class Procedures(ABC):
     def check_usable(self) -> None:
         """Raise what ended the session, if it is over."""
 
+    @abstractmethod
+    def disown(self, job: int) -> None:
+        """Be sure that a job is over, whatever it takes."""
+
+    @abstractmethod
+    def holding_back(self) -> AbstractContextManager[Guard]:
+        """Let no command be sent meanwhile."""
+
     def command(
         self,
         cdb: bytes,
@@ -80,8 +101,8 @@ class Procedures(ABC):
             extent = extent_of(self._number(lun), cdb, bytes(data))
             turn = self.ordering.enter(extent) if extent is not None else None
         try:
-            while turn is not None and turn.is_blocked:
-                yield AwaitTurn(turn)
+            if turn is not None:
+                yield from self._waiting_for(turn)
             return (yield from self._command(cdb, length, data, lun, express))
         finally:
             if turn is not None:
@@ -112,12 +133,14 @@ class Procedures(ABC):
                 record["ahs"], record["ahs_length"] = buffer.address + place, len(tail)
             address = address_of(job)
             if express:
+                if self.down is not None:
+                    raise self.down  # It was lost just after the answer to the last one.
                 record["state"] = jobs.ACTIVE
                 self.worker.record["express"] = address
             else:
                 self.start(address)
             try:
-                yield Finish(address)
+                yield from self._finishing(address)
             finally:
                 if express and self.worker.record["express"] == address:
                     self.worker.record["express"] = 0
@@ -127,6 +150,19 @@ class Procedures(ABC):
             self._note_reservation(cdb[0], self._number(lun))
             came = buffer.array[: int(record["received"])].tobytes() if length else b""
             return CommandResult(came, residual_of(address))
+
+    def _waiting_for(self, turn: Turn) -> Steps[None]:
+        """Wait for a turn. Raises what ended the session meanwhile."""
+        while turn.is_blocked:
+            yield AwaitTurn(turn)
+        self.check_usable()
+
+    def _finishing(self, job: int) -> Steps[None]:
+        """Wait for the end of a job; nothing knows its memory any more after that."""
+        try:
+            yield Finish(job)
+        finally:
+            self.disown(job)
 
     def _note_reservation(self, opcode: int, lun: int) -> None:
         """Know which units RESERVE holds for us: a lost connection ends that (SPC-2 §5.5.1)."""
@@ -169,8 +205,8 @@ class Procedures(ABC):
         if is_write:
             turn = self.ordering.enter(Extent(self._number(None), lba, lba + blocks))
         try:
-            while turn is not None and turn.is_blocked:
-                yield AwaitTurn(turn)
+            if turn is not None:
+                yield from self._waiting_for(turn)
             direction = bhs.FLAG_WRITE if is_write else bhs.FLAG_READ
             job, record = new_job(
                 jobs.BLOCKS, direction | bhs.TaskAttribute.SIMPLE, self._field(None)
@@ -179,7 +215,7 @@ class Procedures(ABC):
             record["blocks_per_command"], record["address"] = per_command, address
             where = address_of(job)
             self.start(where)
-            yield Finish(where)
+            yield from self._finishing(where)
             error = error_of_job(where, self.lost or self.down)
             if error is not None:
                 raise error
@@ -197,7 +233,7 @@ class Procedures(ABC):
         if mine.wire.send_control(header, user_data=address) is None:
             raise ConnectionLost("there is no room for a NOP-Out")
         doors.adopt_task(mine.worker, address)
-        yield Finish(address)
+        yield from self._finishing(address)
         error = error_of_job(address, self.lost or self.down)
         if error is not None:
             raise error
@@ -226,9 +262,21 @@ class Procedures(ABC):
                 itt=bhs.RESERVED_TAG,
             )
         )
-        answer: ControlPdu = yield AwaitControl(tag)
-        self.controls.forget(tag)
-        return answer.header.response
+        with self.holding_back() as guard:
+            answer: ControlPdu = yield AwaitControl(tag)
+            self.controls.forget(tag)
+            if answer.header.response == TaskFunctionResponse.COMPLETE:
+                if function in _RESETS:
+                    self._forget_reservations(field if function in _OF_A_UNIT else None)
+                if function in _ENDING:
+                    guard.send_ended_again(field if function in _OF_A_UNIT else None)
+            return answer.header.response
+
+    def _forget_reservations(self, field: int | None) -> None:
+        """A reset ended what RESERVE held (SPC-2 §5.5.1), of a unit or of all of them."""
+        self.reserved -= {
+            lun for lun in self.reserved if field is None or scsi.encode_lun(lun) == field
+        }
 
     def discovery(self) -> Steps[list[discovery.DiscoveredTarget]]:
         """SendTargets=All on a discovery session (RFC 7143 appendix C).

@@ -20,7 +20,7 @@ from iscsi.session.errors import (
     TransportError,
     UnitChanged,
 )
-from iscsi.session.options import Timeouts
+from iscsi.session.options import Timeouts, nanoseconds
 from iscsi.session.outcome import CommandResult
 from iscsi.session.steps import Sleep, Steps
 from iscsi.wire import scsi
@@ -71,21 +71,31 @@ class Express:
 
 
 class Episode:
-    """One loss and all that follows from it until a command ends well again."""
+    """One loss and all that follows from it until a command ends well again, or, where none waited,
+    until a connection has lasted. The time that a connection lasts is not counted.
+    """
 
     def __init__(self, core: SessionCore, random: Random) -> None:
         recovery = core.options.recovery
         self._core = core
         self.completions = core.worker.hot("completions")
-        self.deadline = monotonic_ns() + int(recovery.limit_s * 1e9)
+        self.deadline = monotonic_ns() + nanoseconds(recovery.limit_s)
+        self._lasts_ns = nanoseconds(min(recovery.maximum_s, recovery.limit_s))
+        self._connected_at, self._is_idle = 0, False
         self.pauses: Iterator[float] = recovery.pauses(random)
         self.fruitless = 0
         self.is_first = True
 
-    @property
-    def is_over(self) -> bool:
-        """Whether commands have ended since."""
-        return self._core.worker.hot("completions") != self.completions
+    def pause(self) -> None:
+        """There is a connection."""
+        self._connected_at, self._is_idle = monotonic_ns(), not self._core.worker.has_work
+
+    def goes_on(self) -> bool:
+        """There is none any more: whether this is still about the same loss."""
+        lasted = monotonic_ns() - self._connected_at if self._connected_at else 0
+        self.deadline, self._connected_at = self.deadline + lasted, 0
+        is_same = self._core.worker.hot("completions") == self.completions
+        return is_same and not (self._is_idle and lasted >= self._lasts_ns)
 
 
 class Recovery:
@@ -106,7 +116,7 @@ class Recovery:
     def recovering(self) -> Steps[None]:
         """Make the connection again. Raises why that is given up; the session is over then."""
         core = self._core
-        if self._episode is None or self._episode.is_over:
+        if self._episode is None or not self._episode.goes_on():
             self._episode = Episode(core, self._random)
         episode, error = self._episode, core.down or ConnectionLost("there is no connection")
         core.is_recovering = True
@@ -124,9 +134,11 @@ class Recovery:
                     self._drop(failed)
                     continue
                 core.recoveries += 1
+                episode.pause()
                 core.worker.open_gate()
                 return
         except BaseException as final:
+            self._episode = None  # Whoever broke it off may come back much later.
             self._drop(final)
             raise
         finally:
@@ -143,6 +155,8 @@ class Recovery:
             self.facts = yield from unit.examine_again(express, self.facts)
         elif self._core.url.lun is not None:
             yield from unit.patiently(express, scsi.test_unit_ready())
+        if self._core.down is not None:
+            raise self._core.down  # It came together with the last answer.
 
     def _drop(self, error: BaseException) -> None:
         """Hang up on an attempt that failed."""
@@ -174,10 +188,12 @@ class Recovery:
         except StopIteration:
             raise _given_up(error, f"{self._core.options.recovery.tries} logins") from None
         if episode.is_first or self._core.pause_s:
-            pause = max(pause, self._core.pause_s)
-            self._core.pause_s = 0
-            episode.is_first = False
-        return pause
+            asked, self._core.pause_s, episode.is_first = self._core.pause_s, 0, False
+        else:
+            asked = 0.0
+        # No pause of ours outlasts the limit; what the target asks for is kept.
+        left = max(episode.deadline - monotonic_ns(), 0) / 1e9
+        return max(min(pause, left), asked)
 
 
 def _is_final(error: BaseException) -> bool:

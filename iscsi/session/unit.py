@@ -2,12 +2,13 @@
 how large is it, how much may one command move, and who is it. Procedures of steps.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import monotonic_ns
 from typing import Any, Final, Protocol
 
 from iscsi.session.errors import NoSuchUnit, UnitChanged
-from iscsi.session.options import Timeouts
+from iscsi.session.options import Timeouts, nanoseconds
 from iscsi.session.outcome import CommandResult
 from iscsi.session.steps import Sleep, Steps
 from iscsi.wire import scsi, scsi_data
@@ -73,7 +74,7 @@ def patiently(
     after `timeouts.command_s` of being busy.
     """
     attentions, pause = 0, FIRST_PAUSE_S
-    end = monotonic_ns() + int(core.timeouts.command_s * 1e9)
+    end = monotonic_ns() + nanoseconds(core.timeouts.command_s)
     while True:
         try:
             result = yield from core.command(cdb, length=length, lun=lun, data=data)
@@ -105,16 +106,33 @@ def vpd(core: Commander, page: int, lun: int | None = None) -> Steps[bytes]:
     return scsi_data.parse_vpd(page, data)
 
 
+def _page(core: Commander, page: int, lun: int | None = None) -> Steps[bytes]:
+    """The body of a VPD page, empty where the unit does not have it or says nonsense there.
+
+    Raises ScsiError for any other trouble: that it cannot tell now is not that it has none.
+    """
+    try:
+        data = yield from patiently(core, scsi.inquiry(page, 1024), 1024, lun)
+    except ScsiError as error:
+        if error.sense is None or error.sense.key != SenseKey.ILLEGAL_REQUEST:
+            raise
+        return b""
+    try:
+        return scsi_data.parse_vpd(page, data)
+    except RemoteProtocolError:
+        return b""
+
+
 def block_limits(core: Commander, lun: int | None = None) -> Steps[BlockLimits]:
     """VPD page B0, or no limits where the unit does not have the page."""
     try:
-        pages = yield from vpd(core, VpdPage.SUPPORTED_PAGES, lun)
+        pages = yield from _page(core, VpdPage.SUPPORTED_PAGES, lun)
         if VpdPage.BLOCK_LIMITS not in pages:
             return BlockLimits()
-        body = yield from vpd(core, VpdPage.BLOCK_LIMITS, lun)
-    except (ScsiError, RemoteProtocolError):
+        body = yield from _page(core, VpdPage.BLOCK_LIMITS, lun)
+    except ScsiError:
         return BlockLimits()
-    return scsi_data.parse_block_limits(body)
+    return scsi_data.parse_block_limits(body) if body else BlockLimits()
 
 
 def read_capacity(core: Commander, lun: int | None = None) -> Steps[Capacity]:
@@ -145,29 +163,33 @@ def synchronize_cache(core: Commander, cdb: bytes | None = None) -> Steps[None]:
     """SYNCHRONIZE CACHE, of the whole unit unless `cdb` says otherwise; one that has no such
     command has no cache.
     """
+    cdb = cdb or scsi.synchronize_cache_10()
     try:
-        yield from patiently(core, cdb or scsi.synchronize_cache_10())
+        yield from patiently(core, cdb)
     except ScsiError as error:
         if error.sense is None or error.sense.code != Asc.INVALID_OPERATION_CODE:
             raise
+        if cdb[0] != scsi.synchronize_cache_10()[0]:
+            # It may know the short form, which can name all blocks but not these.
+            yield from synchronize_cache(core)
 
 
 def names(core: Commander) -> Steps[tuple[bytes, ...]]:
-    """Serial number and designators of the unit, as far as it has them."""
+    """Serial number and designators of the unit, as far as it has them. Raises ScsiError where it
+    cannot tell now.
+    """
     found: list[bytes] = []
-    try:
-        pages = yield from vpd(core, VpdPage.SUPPORTED_PAGES)
-        if VpdPage.UNIT_SERIAL_NUMBER in pages:
-            found.append((yield from vpd(core, VpdPage.UNIT_SERIAL_NUMBER)))
-        if VpdPage.DEVICE_IDENTIFICATION in pages:
-            body = yield from vpd(core, VpdPage.DEVICE_IDENTIFICATION)
+    pages = yield from _page(core, VpdPage.SUPPORTED_PAGES)
+    if VpdPage.UNIT_SERIAL_NUMBER in pages:
+        found.append((yield from _page(core, VpdPage.UNIT_SERIAL_NUMBER)))
+    if VpdPage.DEVICE_IDENTIFICATION in pages:
+        body = yield from _page(core, VpdPage.DEVICE_IDENTIFICATION)
+        with suppress(RemoteProtocolError):  # Nonsense tells nothing.
             found += sorted(
                 bytes((item.kind,)) + item.value
                 for item in scsi_data.parse_designators(body)
                 if item.association == 0  # The others name the port, which may be another one.
             )
-    except (ScsiError, RemoteProtocolError):
-        return ()
     return tuple(found)
 
 
@@ -179,6 +201,14 @@ def _missing(core: Commander) -> NoSuchUnit:
 
 def examine(core: Commander) -> Steps[UnitFacts]:
     """Everything a block device starts with. Raises NoSuchUnit, ScsiError."""
+    found = yield from _examine(core)
+    with suppress(ScsiError):  # A unit can be used without a name.
+        found = replace(found, names=(yield from names(core)))
+    return found
+
+
+def _examine(core: Commander) -> Steps[UnitFacts]:
+    """All but the names."""
     try:
         found = yield from inquiry(core)
         if found.device_type not in BLOCK_DEVICE_TYPES:
@@ -193,15 +223,16 @@ def examine(core: Commander) -> Steps[UnitFacts]:
         raise
     capacity = yield from read_capacity(core)
     limits = yield from block_limits(core)
-    known = yield from names(core)
-    return UnitFacts(found, capacity, limits, known)
+    return UnitFacts(found, capacity, limits)
 
 
 def examine_again(core: Commander, before: UnitFacts) -> Steps[UnitFacts]:
     """Examine the unit after a reconnection. Raises UnitChanged if it is not the one it was."""
-    now = yield from examine(core)
+    now = yield from _examine(core)
+    now = replace(now, names=(yield from names(core)))
     same = replace(now.inquiry, revision=before.inquiry.revision)  # Firmware may be updated.
-    if same != before.inquiry or now.names != before.names:
+    # Where it could not tell its names when it was opened there is nothing to compare.
+    if same != before.inquiry or (before.names and now.names != before.names):
         raise UnitChanged(
             f"after the reconnection another unit answers as LUN {core.url.lun or 0} of "
             f"{core.url.target}: {now.inquiry.vendor} {now.inquiry.product}, "

@@ -58,6 +58,10 @@ class Worker:
         self._order = 0
         self.settle: Callable[[], None] = self._settle_jobs
 
+    def coalesce(self, count: int, limit_us: int) -> None:
+        """Have a wait be for `count` completions of commands, or for one after `limit_us`."""
+        self.record["coalesce"], self.record["coalesce_ns"] = count, 1000 * limit_us
+
     def hot(self, name: str) -> int:
         """One word of the WORKER record."""
         return int(self.record[name])
@@ -86,6 +90,20 @@ class Worker:
         """Whether a command is outstanding or waits to be submitted."""
         queue = self.record["jobs"]
         return bool(self.record["outstanding"] or queue["head"] != queue["tail"])
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether something waits for the command window alone.
+
+        Not what is put off: it holds up those behind it for as long as `patience` says.
+        """
+        express = self.hot("express")
+        if express and jobs.job_at(express)[0]["blocks_left"]:
+            return True
+        if self.record["gate"] != jobs.OPEN or np.any(self.replays["state"] == jobs.HELD):
+            return False
+        queue = self.record["jobs"]
+        return bool(queue["head"] != queue["tail"] or np.any(self.replays["state"] == jobs.READY))
 
     # --- loads -----------------------------------------------------------------------------
 
@@ -134,6 +152,9 @@ class Worker:
                 doors.end_command(self.address, express, -errno.ECONNABORTED)
             else:
                 self._salvage(command)
+        if express and jobs.job_at(express)[0]["state"] == jobs.ACTIVE:
+            # It was not even sent: the window was closed.
+            doors.give_up(self.address, express, -errno.ECONNABORTED)
 
     def _salvage(self, command: LostCommand) -> None:
         if command.user_data == 0:

@@ -47,6 +47,9 @@ class ServerConfig:
     # second; 0: never. (Some sit idle without looking at their socket: do not ask those.)
     nop_interval_s: float = 0.0
     nop_timeout_s: float = 15.0
+    # How long a command may wait for written data of which none comes, however lively its initiator
+    # is otherwise: then the connection ends, so that others get its buffers. 0: for ever.
+    data_timeout_s: float = 30.0
     window: int = WINDOW
     staging_size: int = 256 * 1024  # of each of a connection's two receive areas
     staging_size_crowded: int = 32 * 1024  # the same, once many are connected
@@ -57,7 +60,14 @@ class ServerConfig:
     access: AccessPolicy = field(default_factory=AccessPolicy)
     proposal: Proposal = field(
         default_factory=lambda: Proposal(
-            SessionParams(initial_r2t=False, first_burst_length=262144, max_outstanding_r2t=8),
+            SessionParams(
+                initial_r2t=False,
+                first_burst_length=262144,
+                max_outstanding_r2t=8,
+                # A new login may come at once: nothing of the old session has to end first.
+                default_time2wait=0,
+                iscsi_protocol_level=2,
+            ),
             header_digest=_DIGESTS,
             data_digest=_DIGESTS,
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from iscsi.target import scsi, task_management
+from iscsi.target import scsi, task_management, turns
 from iscsi.target.announce import Announcement
 from iscsi.target.backends import Medium
 from iscsi.target.connection import Connection, Phase
@@ -30,7 +30,7 @@ from iscsi.wire.keys import KEYS, parse_number
 from iscsi.wire.names import Portal
 from iscsi.wire.port import ControlPdu
 from iscsi.wire.target import ColdCommand
-from iscsi.wire.target_task import STATE_SENT, TASK_SIZE, target_at, task_at
+from iscsi.wire.target_task import STATE_COLD, TASK_SIZE, target_at, task_at
 
 log: Final = logging.getLogger(__name__)
 
@@ -113,6 +113,11 @@ def _serve_command(connection: Connection, command: ColdCommand, around: Surroun
     if connection.target is None:
         raise RemoteProtocolError("a SCSI command in a discovery session")
     assert connection.protocol is not None, "it gave us the command"
+    if turns.must_wait(connection, command):
+        turns.wait(
+            connection, command, around.run_when, partial(_serve_late, connection, command, around)
+        )
+        return
     asked = scsi.Command(
         command.cdb,
         connection.target,
@@ -146,13 +151,19 @@ def _serve_command(connection: Connection, command: ColdCommand, around: Surroun
         connection.managed.append(task_management.LateAnswer(answer.is_over, give))
 
 
+def _serve_late(connection: Connection, command: ColdCommand, around: Surroundings) -> None:
+    """Serve a command that had to wait for its turn."""
+    _serve_command(connection, command, around)
+    around.look_at(connection)
+
+
 def _is_abandoned(connection: Connection, command: ColdCommand) -> bool:
     """Whether a command that a worker is busy with was aborted, or its session is lost."""
     if connection.phase is Phase.CLOSING or connection.protocol is None:
         return True
     mine = target_at(connection.protocol.address)[0]
     task = task_at(int(mine["tasks"]) + TASK_SIZE * (command.task_id & 0xFFFF))[0]
-    return bool(task["state"] == STATE_SENT)  # nobody has answered it
+    return bool(task["state"] != STATE_COLD)  # we have not answered it
 
 
 def _to_find_at_rest(asked: scsi.Command) -> Medium | None:
@@ -298,7 +309,8 @@ def settle(connection: Connection, around: Surroundings) -> bool:
             done.give()
             continue
         opcode = Opcode.TASK_MANAGEMENT_RESPONSE
-        send(connection, opcode, itt=done.itt, response=done.response)
+        more = done.additional
+        send(connection, opcode, itt=done.itt, response=done.response, additional_response=more)
         for session in done.ends:
             if session is connection:
                 leaves = True

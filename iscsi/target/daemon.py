@@ -4,6 +4,7 @@ from any other thread, one change at a time.
 """
 
 import contextlib
+import os
 import queue
 import threading
 import time
@@ -12,73 +13,26 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from host.errors import EngineDied, HostError
+from host.errors import EngineDied
 from host.memory import Buffer
-from iscsi.target.backends import Backend, FileBackend, NullBackend, RamBackend
-from iscsi.target.backends.ram import Memory
 from iscsi.target.config import ServerConfig
+from iscsi.target.live import LIVE_COUNTS, LIVE_LIMITS
+from iscsi.target.opening import described, open_unit, thresholds_of
+from iscsi.target.room import place_of
 from iscsi.target.server import TargetServer
+from iscsi.target.service import Service
 from iscsi.target.settings import LunSettings, Settings, TargetSettings
-from iscsi.target.units import VENDOR, LogicalUnit, Target
-from ppe import notify
+from iscsi.target.thresholds import USED, Reached
+from iscsi.target.units import LogicalUnit, Target
 from ppe.errors import OperatorError
-from shm.segment import SegmentError
 
-_PRODUCTS: Final = {"ram": "RAM disk", "file": "disk", "null": "null disk"}
 # What a restart is needed for, with the names a file has for it.
-_FIXED: Final = ("engine", "name", "control", "limits", "advertise")
+_FIXED: Final = ("engine", "name", "control")
+_FIXED_LIMITS: Final = ("file_workers", "slow_workers")
+# What of a unit can change while it is served.
+_LIVE_LUN: Final = ("size", "warn_used", "warn_free")
 _LAST_S: Final = 1.0  # for a change under way when the server is stopped
 Say = Callable[[str], None]
-
-
-def open_backend(memory: Memory, lun: LunSettings) -> Backend:
-    """The place of a unit's blocks. Raises OSError that names it, MemoryError, SegmentError."""
-    if lun.backend == "ram":
-        capacity = lun.max_size or None
-        return RamBackend.create(memory, lun.size, capacity=capacity, thin=lun.thin)
-    if lun.backend == "null":
-        return NullBackend(lun.size)
-    return FileBackend(
-        lun.path,
-        size=lun.size or None,
-        cache=lun.cache,
-        thin=lun.thin,
-        read_only=lun.read_only,
-    )
-
-
-def open_unit(memory: Memory, lun: LunSettings) -> LogicalUnit:
-    """A unit over its backend, which `close_unit` closes. Raises what `open_backend` does, and
-    ValueError.
-    """
-    backend = open_backend(memory, lun)
-    try:
-        return LogicalUnit(
-            backend,
-            block_size=lun.block_size,
-            read_only=lun.read_only,
-            removable=lun.removable,
-            serial=lun.serial or None,
-            vendor=lun.vendor or VENDOR,
-            product=lun.product or _PRODUCTS[lun.backend],
-            reservations_path=lun.reservations or None,
-        )
-    except BaseException:
-        backend.close()
-        raise
-
-
-@contextlib.contextmanager
-def described(target: str, lun: LunSettings) -> Iterator[None]:
-    """Have what goes wrong with a unit say which one it is."""
-    try:
-        yield
-    except OSError as error:
-        what = error.strerror or str(error)
-        place = f"{error.filename}: " if error.filename else ""
-        raise OperatorError(f"{target} LUN {lun.lun}: {place}{what}") from error
-    except (ValueError, MemoryError, SegmentError, HostError) as error:
-        raise OperatorError(f"{target} LUN {lun.lun}: {error}") from error
 
 
 class Daemon:
@@ -86,6 +40,7 @@ class Daemon:
 
     def __init__(self, engine: Any, settings: Settings, say: Say) -> None:
         self.settings, self._engine, self._say = settings, engine, say
+        self._started_with = settings
         self._change = threading.Lock()
         self._asked: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self.reload_from: Callable[[], Settings] | None = None  # reads the file again
@@ -104,6 +59,10 @@ class Daemon:
         except BaseException:
             self._close_units()
             raise
+        self.service = Service(self.server)
+        self.server.room.reached = self._warn
+        if "NOTIFY_SOCKET" in os.environ:
+            self.server.watchers.append(self.service.tick)
         self._operator = threading.Thread(target=self._operate, name="target-operator", daemon=True)
 
     # --- its life ----------------------------------------------------------------------------
@@ -114,6 +73,7 @@ class Daemon:
         try:
             self.server.serve_forever()
         finally:
+            self.service.stopping()
             self._asked.put(None)
             deadline = time.monotonic() + _LAST_S
             with contextlib.suppress(EngineDied):
@@ -136,6 +96,15 @@ class Daemon:
         """Stop serving at once. Any thread, also a signal handler."""
         self.server.stop()
 
+    def _warn(self, unit: LogicalUnit, reached: Reached) -> None:
+        """Tell the operator what the initiators are told, too."""
+        usage, size = reached.usage, unit.backend.size
+        what = "warn_used" if reached.threshold.resource == USED else "warn_free"
+        self._say(
+            f"{place_of(unit)}: {what} reached: {100 * usage.used // size} % of {size} bytes used, "
+            f"{usage.available} bytes left for the rest"
+        )
+
     def ask(self, what: Callable[[], object]) -> None:
         """Have the operator's thread do something. Any thread, also a signal handler."""
         self._asked.put(what)
@@ -149,7 +118,7 @@ class Daemon:
 
     def drain(self) -> bool:
         """Ask everybody to log out, wait `drain_s` for that, and stop. Whether all of them did."""
-        notify.stopping()
+        self.service.stopping(self.settings.drain_s)
         try:
             return self.server.drain(self.settings.drain_s)
         finally:
@@ -209,6 +178,15 @@ class Daemon:
         """Change a unit's size, in bytes. Raises KeyError, ValueError, OSError."""
         with self._change:
             self.server.resize_unit(target, lun, size)
+            settings = self.settings.target(target)
+            found = None if settings is None else settings.lun(lun)
+            if found is not None and "%" in found.warn_used + found.warn_free:
+                self._set_thresholds(target, found)
+
+    def _set_thresholds(self, target: str, lun: LunSettings) -> None:
+        unit = self._targets[target].units.get(lun.lun)
+        if unit is not None and lun.thin:
+            self.server.set_thresholds(target, lun.lun, thresholds_of(lun, unit))
 
     # --- what it serves ------------------------------------------------------------------------
 
@@ -252,12 +230,16 @@ class Daemon:
         """
         if self.reload_from is None:
             raise OperatorError("this server was started without a file", "use ppe target add, rm")
-        notify.notify("RELOADING=1")
+        self.service.reloading()
+        problem = ""
         try:
             with self._change:
                 return self._apply(self.reload_from())
+        except Exception as error:
+            problem = _message(error)
+            raise
         finally:
-            notify.notify("READY=1")
+            self.service.reloaded(problem)
 
     def _apply(self, wanted: Settings) -> list[str]:
         done: list[str] = []
@@ -269,20 +251,35 @@ class Daemon:
                 done.append(what)
             except (OperatorError, KeyError, ValueError, OSError, TimeoutError) as error:
                 faults.append(f"{what}: {_message(error)}")
-        faults.extend(
-            f"server.{key} changes only with a restart"
-            for key in _FIXED
-            if getattr(wanted, key) != getattr(self.settings, key)
-        )
+        faults.extend(self._fixed_changes(wanted))
         for line in done:
             self._say(f"reload: {line}")
         if faults:
             raise OperatorError("; ".join(faults), "what else changed is in force")
         return done
 
+    def _fixed_changes(self, wanted: Settings) -> Iterator[str]:
+        """What only a restart can change, in words."""
+        now = self.settings
+        fixed = [key for key in _FIXED if getattr(wanted, key) != getattr(now, key)]
+        fixed += [key for key in _FIXED_LIMITS if wanted.limit(key) != now.limit(key)]
+        for key in fixed:
+            yield f"server.{key} changes only with a restart"
+        for key in LIVE_COUNTS:
+            most = self._started_with.limit(key)
+            if wanted.limit(key) > most:
+                yield f"server.{key} can be more than {most}, as at the start, only with a restart"
+
     def _changes(self, wanted: Settings) -> Iterator[tuple[str, Callable[[], None]]]:
         """The difference, in an order that never has a new unit wait for an old one's file."""
         now = self.settings
+        for key in LIVE_LIMITS:
+            is_possible = key not in LIVE_COUNTS or wanted.limit(key) <= self._started_with.limit(
+                key
+            )
+            if is_possible and now.limit(key) != wanted.limit(key):
+                what = f"server.{key} is {_shown(wanted.limit(key))} now"
+                yield what, partial(self._set_limit, key, wanted)
         for old in now.targets:
             if wanted.target(old.name) is None:
                 yield f"target {old.name} removed", partial(self._drop_target, old)
@@ -313,14 +310,14 @@ class Daemon:
             wanted = after.lun(lun.lun)
             if wanted == lun:
                 continue
-            if wanted is not None and wanted.size and replace(wanted, size=lun.size) == lun:
-                yield f"{name} LUN {lun.lun} resized", partial(self._resized, name, lun, wanted)
+            if wanted is not None and _is_live(lun, wanted):
+                what = "warns at other thresholds" if wanted.size == lun.size else "resized"
+                yield f"{name} LUN {lun.lun} {what}", partial(self._altered, name, lun, wanted)
                 continue
             yield f"{name} LUN {lun.lun} removed", partial(self._removed, name, lun)
         for lun in after.luns:
             old = before.lun(lun.lun)
-            resized = old is not None and lun.size and replace(lun, size=old.size) == old
-            if lun != old and not resized:
+            if lun != old and (old is None or not _is_live(old, lun)):
                 added.append(lun)
         for lun in added:
             yield f"{name} LUN {lun.lun} added", partial(self._added, name, lun)
@@ -335,8 +332,10 @@ class Daemon:
         assert found is not None, "only asked for targets of the settings"
         return found
 
-    def _resized(self, name: str, old: LunSettings, new: LunSettings) -> None:
-        self.server.resize_unit(name, old.lun, new.size)
+    def _altered(self, name: str, old: LunSettings, new: LunSettings) -> None:
+        if new.size != old.size:
+            self.server.resize_unit(name, old.lun, new.size)
+        self._set_thresholds(name, new)
         target = self._named(name)
         luns = tuple(new if found == old else found for found in target.luns)
         self._note(replace(target, luns=luns))
@@ -392,6 +391,14 @@ class Daemon:
             drain_s=wanted.drain_s,
         )
 
+    def _set_limit(self, key: str, wanted: Settings) -> None:
+        self.server.set_limits(**{key: wanted.limit(key)})
+        if key == "advertise":
+            self.settings = replace(self.settings, advertise=wanted.advertise)
+        else:
+            limits = {**self.settings.limits, key: wanted.limit(key)}
+            self.settings = replace(self.settings, limits=limits)
+
     def _drop_portal(self, served: Any) -> None:
         with contextlib.suppress(KeyError):
             self.server.remove_portal(served.portal.host, served.portal.port)
@@ -403,7 +410,23 @@ class Daemon:
         self.settings = replace(self.settings, portals=(*self.settings.portals, served))
 
 
+def _is_live(old: LunSettings, new: LunSettings) -> bool:
+    """Whether a unit can become the other one while it is served."""
+    if new.size != old.size and not new.size:
+        return False
+    return replace(new, **{key: getattr(old, key) for key in _LIVE_LUN}) == old
+
+
+def _shown(value: Any) -> str:
+    """A limit as people write it."""
+    if isinstance(value, tuple):
+        return ", ".join(portal.address for portal in value) or "the portals"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _message(error: Exception) -> str:
+    if isinstance(error, OperatorError):
+        return error.message
     if isinstance(error, KeyError):
         return str(error.args[0])
     return str(error)

@@ -3,8 +3,9 @@ statistics. Each may be called from any thread; it is done in the server's, betw
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -12,23 +13,75 @@ from host.channel import Completion, resolve
 from iscsi.target import control
 from iscsi.target.access import AccessPolicy
 from iscsi.target.announce import logout_request
-from iscsi.target.config import ServedPortal
+from iscsi.target.config import ServedPortal, ServerConfig
 from iscsi.target.connection import Connection, Phase
 from iscsi.target.logins import Logins
 from iscsi.target.portals import Listening, describe_failure
+from iscsi.target.room import RoomWatch
 from iscsi.target.scsi import sanitize
 from iscsi.target.server_core import CALL_S, KIND_BITS, LISTEN, run_call
-from iscsi.target.statistics import session_statistics, unit_statistics
+from iscsi.target.statistics import room_statistics, session_statistics, unit_statistics
+from iscsi.target.thresholds import Threshold
 from iscsi.target.units import LogicalUnit, Target
 from iscsi.wire.names import Portal
+from iscsi.wire.sense import Asc
 
 LEAVE_S: Final = 10.0  # what sessions are given to log out
 REVOKE_S: Final = 1.0  # the same, for those that may not be here any more
 _LOOK_S: Final = 0.02
+WATCH_NS: Final = 500_000_000  # between two looks at what nobody tells the server
+# What of a ServerConfig may be another while the server serves. The first are counts that memory
+# was set aside for, and so may not become more than they were when it started.
+LIVE_COUNTS: Final = ("max_connections", "max_logins")
+LIVE_LIMITS: Final = (
+    *LIVE_COUNTS,
+    "login_timeout_s",
+    "nop_interval_s",
+    "nop_timeout_s",
+    "data_timeout_s",
+    "advertise",
+)
 
 
 class LiveChanges(Logins):
-    """The part of the server that an operator talks to."""
+    """The part of the server that an operator talks to. `watchers` are called in its thread, about
+    twice a second.
+    """
+
+    def __init__(self, engine: Any, config: ServerConfig) -> None:
+        super().__init__(engine, config)
+        self._started_with = config
+        self.room = RoomWatch(self._slow.submit)
+        self.watchers: list[Callable[[], None]] = []
+        self._watch_at_ns = 0
+
+    def _watch(self) -> None:
+        now = time.monotonic_ns()
+        if now < self._watch_at_ns:
+            return
+        self._watch_at_ns = now + WATCH_NS
+        self.room.look(self._targets.values())
+        for watcher in self.watchers:
+            watcher()
+
+    def set_limits(self, **limits: Any) -> None:
+        """Change some of LIVE_LIMITS: for logins, sessions and discoveries from now on. Sessions
+        that are there stay as they are. Raises ValueError, and then nothing has changed.
+        """
+        for name in limits:
+            if name not in LIVE_LIMITS:
+                raise ValueError(f"{name} changes only with a restart")
+        for name in LIVE_COUNTS:
+            most = getattr(self._started_with, name)
+            if limits.get(name, 0) > most:
+                raise ValueError(
+                    f"{name} above {most}, with which the server started, needs a restart"
+                )
+
+        def change() -> None:
+            self.config = replace(self.config, **limits)
+
+        self.call(change)
 
     def _wait(self, what: str, is_true: Callable[[], bool], timeout_s: float) -> None:
         """Wait in another thread for something to become true in the server's."""
@@ -77,6 +130,12 @@ class LiveChanges(Logins):
             raise KeyError(f"there is no target called {name}")
         return self._targets[name]
 
+    def _unit(self, name: str, lun: int) -> LogicalUnit:
+        target = self._target(name)
+        if lun not in target.units:
+            raise KeyError(f"{name} has no LUN {lun}")
+        return target.units[lun]
+
     def add_unit(self, name: str, lun: int, unit: LogicalUnit) -> None:
         """Serve one more unit of a target; its sessions are told. KeyError, ValueError."""
 
@@ -94,9 +153,8 @@ class LiveChanges(Logins):
         """
 
         def remove() -> tuple[LogicalUnit, list[Connection]]:
+            self._unit(name, lun)
             target = self._target(name)
-            if lun not in target.units:
-                raise KeyError(f"{name} has no LUN {lun}")
             its = [found for found in self._sessions.values() if found.target is target]
             for connection in its:
                 if connection.protocol is not None:
@@ -156,7 +214,7 @@ class LiveChanges(Logins):
         answer: Future[None] = Future()
 
         def resize() -> None:
-            unit = self._target(name).units[lun]
+            unit = self._unit(name, lun)
             medium = unit.backend.medium
             if medium is None:
                 unit.resize(size)
@@ -167,6 +225,23 @@ class LiveChanges(Logins):
 
         self.call(resize)
         answer.result(CALL_S)
+
+    def set_thresholds(self, name: str, lun: int, wanted: Iterable[Threshold]) -> None:
+        """Change a unit's thresholds, as they also are after a reset; its sessions are told. What
+        an initiator set is gone. KeyError, ValueError where nobody can tell how much it takes.
+        """
+        descriptors = tuple(wanted)
+
+        def change() -> None:
+            unit = self._unit(name, lun)
+            if unit.thresholds is None:
+                raise ValueError(f"{name} LUN {lun} is not thin: it has no thresholds")
+            before = unit.thresholds.descriptors
+            unit.thresholds.set_defaults(descriptors)
+            if unit.thresholds.descriptors != before:
+                unit.broadcast(Asc.MODE_PARAMETERS_CHANGED)
+
+        self.call(change)
 
     def set_access(self, access: AccessPolicy, timeout_s: float = REVOKE_S) -> None:
         """Judge by another policy from now on. Sessions that it would not let in are asked to log
@@ -271,9 +346,30 @@ class LiveChanges(Logins):
 
     # --- numbers ---------------------------------------------------------------------------
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """How many LUNs it serves, to how many sessions of a target. In the server's thread."""
+        targets = self._targets.values()
+        luns = sum(len(target.units) for target in targets)
+        return luns, sum(len(target.nexuses) for target in targets)
+
     def statistics(self) -> dict[str, Any]:
-        """Plain numbers of the server, its sessions and its units, all of the same moment."""
-        return self.call(self._statistics)
+        """Plain numbers of the server, its sessions and its units, all of the same moment but how
+        much room thin units take: their file systems are asked in this thread, afterwards.
+        """
+        found, units = self.call(lambda: (self._statistics(), self._units()))
+        for each in (unit for target in found["targets"] for unit in target["units"]):
+            each.update(room_statistics(units.pop(0)))
+        return found
+
+    def _units(self) -> list[LogicalUnit]:
+        """In the order of the statistics."""
+        targets = self._targets.values()
+        return [
+            unit
+            for target in targets
+            for _, unit in sorted(target.units.items(), key=lambda item: item[0])
+        ]
 
     def _statistics(self) -> dict[str, Any]:
         return {

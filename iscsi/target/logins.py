@@ -8,9 +8,12 @@ from time import monotonic_ns
 from typing import Any, Final
 
 from host.channel import Completion
+from host.errors import EngineDied
 from iscsi.target.connection import Connection, Phase
 from iscsi.target.endings import Endings
 from iscsi.target.keepalive import Keepalive
+from iscsi.target.overdue import Overdue
+from iscsi.target.portals import Listening
 from iscsi.target.server_core import (
     ACCEPT,
     KIND_BITS,
@@ -47,18 +50,36 @@ class Logins(Endings):
             self.counts["accepts failed"] += 1
             return
         self.counts["accepted"] += 1
+        try:
+            self._begin(listening, done)
+        except EngineDied:
+            raise
+        except Exception:
+            self.counts["errors"] += 1
+            log.exception("a connection to %s ended by an error of this program", listening.portal)
+            self._drop_endpoint(done.endpoint)
+
+    def _drop_endpoint(self, endpoint: int) -> None:
+        """Close an accepted endpoint, and forget the connection that was to be made of it."""
+        connection = self._endpoints.get(endpoint)
+        if connection is None:
+            self._post(lambda: bool(self._channel.post_close(endpoint, 0)))
+        else:
+            self._close(connection)
+
+    def _begin(self, listening: Listening, done: Completion) -> None:
+        """Make a connection of an accepted endpoint, and wait for its first login PDU."""
         if len(self._logins) >= self.config.max_logins:
             self.counts["logins crowded out"] += 1
             self._close(next(iter(self._logins)))
         if not self._free_slots:
             # The slots of closing connections come back in a moment; this peer tries again.
-            self._post(lambda: bool(self._channel.post_close(done.endpoint, 0)))
+            self._drop_endpoint(done.endpoint)
             return
-        slot = self._free_slots.pop()
         deadline = monotonic_ns() + int(self.config.login_timeout_s * 1e9)
-        connection = Connection(slot, done.endpoint, done.peer, deadline)
+        connection = Connection(self._free_slots[-1], done.endpoint, done.peer, deadline)
         connection.portal_group_tag = listening.tag
-        self._slots[slot] = connection
+        self._slots[self._free_slots.pop()] = connection
         self._endpoints[done.endpoint] = connection
         try:
             connection.begin_login(
@@ -223,6 +244,8 @@ class Logins(Endings):
         connection.keepalive = Keepalive(
             int(self.config.nop_interval_s * 1e9), int(self.config.nop_timeout_s * 1e9)
         )
+        connection.overdue = Overdue(int(self.config.data_timeout_s * 1e9))
+        connection.nexus.wake = partial(self._touch, connection)
         self.counts["logged in"] += 1
         self._logins.pop(connection, None)
         self._pumps[connection.pump_address] = connection

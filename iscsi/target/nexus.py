@@ -15,10 +15,26 @@ if TYPE_CHECKING:
 _ISCSI_WITH_ISID: Final = 0x45  # format code 01b, protocol identifier 5h
 _NAME_ALIGNMENT: Final = 4
 # A reset says more than what it resets: it takes the place of what waits (SAM-5 §5.14.2).
-RESETS: Final = frozenset(
+RESETS: Final[frozenset[int]] = frozenset(
     (Asc.POWER_ON_RESET, Asc.POWER_ON_OCCURRED, Asc.BUS_RESET_OCCURRED, Asc.DEVICE_RESET_OCCURRED)
 )
 _NEXUS_LOSS: Final = Asc.I_T_NEXUS_LOSS
+
+
+class Attention(int):
+    """A unit attention: ASC << 8 | ASCQ, and what its sense says in INFORMATION, if anything."""
+
+    information: int | None = None
+
+    @classmethod
+    def of(cls, code: int, information: int | None) -> "Attention":
+        """The attention of a code."""
+        found = cls(code)
+        found.information = information
+        return found
+
+
+_LUNS_CHANGED: Final = Attention(Asc.REPORTED_LUNS_CHANGED)
 
 
 def transport_id(initiator_name: str, isid: int) -> bytes:
@@ -33,6 +49,9 @@ class Tasks(Protocol):
 
     def abort_lun(self, lun: int | None = None) -> int:
         """End those for one unit, or all of them."""
+
+    def end_aborted(self, lun: int) -> int:
+        """End those for one unit with TASK ABORTED."""
 
     def aborted_work(self, lun: int | None = None) -> int:
         """How many aborted ones somebody still works on."""
@@ -62,10 +81,12 @@ class Nexus:
     portal_group_tag: int = 1
     relative_port: int = 0  # by default the tag: a portal group is a target port (RFC 7143 §4.4)
     read_only: bool = False  # this initiator may read only, whatever the unit says
+    protocol_level: int = 1  # iSCSIProtocolLevel: from 2 on it may ask RFC 7144's functions
     target: "Target | None" = None
     write_word: Callable[[int, int], None] | None = None
     tasks: Tasks | None = None  # until the session's memory is given back
-    _waiting: dict[int, list[int]] = field(default_factory=dict)
+    wake: Callable[[], None] | None = None  # have what was answered sent
+    _waiting: dict[int, list[Attention]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.relative_port = self.relative_port or relative_port(self.portal_group_tag)
@@ -75,22 +96,26 @@ class Nexus:
         """The initiator port's TransportID."""
         return transport_id(self.initiator_name, self.isid)
 
-    def raise_attention(self, lun: int, code: int) -> None:
+    def raise_attention(self, lun: int, code: int, information: int | None = None) -> None:
         """Have the next command for a LUN answered with a unit attention (SAM-5 §5.14)."""
         waiting = self._waiting.setdefault(lun, [])
-        if code in waiting:
+        if any(found == code and found.information == information for found in waiting):
             return
         if code in RESETS:
             waiting.clear()
-        waiting.append(code)
+        waiting.append(Attention.of(code, information))
         self.refresh_gate(lun)
 
-    def pending(self, lun: int | None) -> int | None:
+    def pending(self, lun: int | None) -> Attention | None:
         """The unit attention that is reported next, which stays."""
         waiting = self._waiting.get(lun) if lun is not None else None
         return waiting[0] if waiting else None
 
-    def take_attention(self, lun: int | None) -> int | None:
+    def attentions(self, lun: int) -> int:
+        """How many unit attentions wait."""
+        return len(self._waiting.get(lun, ()))
+
+    def take_attention(self, lun: int | None) -> Attention | None:
         """The unit attention that is reported next, once."""
         if lun is None or not self._waiting.get(lun):
             return None
@@ -101,13 +126,22 @@ class Nexus:
     def luns_reported(self) -> None:
         """The list of units was read: what said that it changed is no news any more."""
         for lun, waiting in self._waiting.items():
-            if Asc.REPORTED_LUNS_CHANGED in waiting:
-                waiting.remove(Asc.REPORTED_LUNS_CHANGED)
+            if _LUNS_CHANGED in waiting:
+                waiting.remove(_LUNS_CHANGED)
                 self.refresh_gate(lun)
 
     def abort_tasks(self, lun: int | None = None) -> None:
-        """End this nexus' tasks at one unit, or at all, without a response."""
-        if self.tasks is not None:
+        """End this nexus' tasks at one unit, or at all, because of what another nexus did: without
+        a response, or with TASK ABORTED where the unit's TAS says so (SAM-5 §5.6).
+        """
+        unit = None if self.target is None or lun is None else self.target.units.get(lun)
+        if self.tasks is None:
+            return
+        if lun is not None and unit is not None and unit.task_aborted_status:
+            self.tasks.end_aborted(lun)
+            if self.wake is not None:
+                self.wake()
+        else:
             self.tasks.abort_lun(lun)
 
     def aborted_work(self, lun: int | None = None) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from ppe import lockfile
 from ppe.errors import OperatorError
-from ppe.paths import ensure_runtime_directory, runtime_directory
+from ppe.paths import DIRECTORY_VARIABLE, ensure_runtime_directory, runtime_directory
 
 LINE_MAX: Final = 64 << 10
 ANSWER_MAX: Final = 64 << 20
@@ -24,6 +24,7 @@ CALLERS_MAX: Final = 8
 PATIENCE_S: Final = 10.0  # for a caller's question; ours may take as long as it takes
 SUFFIX: Final = ".sock"
 FOLDER: Final = "targets"
+SERVICES: Final = Path("/run/ppe-target")  # of servers that run as services
 _PATH_MAX: Final = 107  # unix(7)
 _CREDENTIALS: Final = struct.Struct("3i")
 Handler = Callable[[dict[str, Any]], Any]
@@ -161,15 +162,24 @@ def folder(*, make: bool = False) -> Path:
     return found
 
 
+def folders() -> list[Path]:
+    """Where control sockets may be: of this user's servers, then of services. A run directory that
+    the environment names is the only one.
+    """
+    own = folder()
+    return [own] if os.environ.get(DIRECTORY_VARIABLE) else [own, SERVICES]
+
+
 def socket_of(name: str) -> Path:
-    """The control socket of the server called `name`."""
-    return folder() / (name + SUFFIX)
+    """The control socket of the server called `name`, or where it would be."""
+    found = [place / (name + SUFFIX) for place in folders()]
+    return next((path for path in found if path.is_socket()), found[0])
 
 
 def running() -> list[Path]:
-    """The control sockets of the target servers that live, of this run directory."""
+    """The control sockets of the target servers that live and may answer us."""
     found = []
-    for path in sorted(folder().glob("*" + SUFFIX)):
+    for path in (path for place in folders() for path in sorted(place.glob("*" + SUFFIX))):
         with contextlib.suppress(OSError):
             if lockfile.holder(path.with_name(path.name + ".lock")) is not None:
                 found.append(path)
@@ -187,6 +197,10 @@ def ask(path: Path, call: str, patience_s: float = 60.0, **words: Any) -> Any:
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise OperatorError(
             f"no target server answers on {path}", "start one with `ppe target serve`"
+        ) from error
+    except PermissionError as error:
+        raise OperatorError(
+            f"{path} is closed to uid {os.geteuid()}", "ask as the server's user, or as root"
         ) from error
     except TimeoutError as error:
         raise OperatorError(f"the server did not answer within {patience_s:g} s") from error

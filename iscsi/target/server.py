@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from host.channel import TICK_NS, Completion
 from host.errors import EngineDied
-from iscsi.target import control, portals
+from iscsi.target import announce, control, portals
 from iscsi.target.config import ServerConfig
 from iscsi.target.connection import Connection, Phase, warm_up
 from iscsi.target.keepalive import Step
@@ -25,6 +25,9 @@ from shm.view import address_of
 from shm.wait import PEER
 
 log: Final = logging.getLogger(__name__)
+
+# While commands wait for others, compiled code is asked this often whether those are over.
+WAITING_TICK_NS: Final = 1_000_000
 
 
 class TargetServer(LiveChanges):
@@ -73,7 +76,7 @@ class TargetServer(LiveChanges):
 
     def step(self) -> None:
         """Serve until Python was needed, at most one tick. Raises EngineDied."""
-        tick = monotonic_ns() + TICK_NS
+        tick = monotonic_ns() + (WAITING_TICK_NS if self._exclusive.is_waiting else TICK_NS)
         reason = serve(address_of(self._record), NEVER, tick)
         mine = self._record[0]
         attention = self._attention[: int(mine["attention_count"])].tolist()
@@ -94,6 +97,7 @@ class TargetServer(LiveChanges):
         self._retry()
         self._expire()
         self._finish_closed()
+        self._watch()
 
     def _retry(self) -> None:
         while self._unposted and self._unposted[0]():
@@ -127,6 +131,7 @@ class TargetServer(LiveChanges):
                 self._close(connection)
             elif connection.phase is Phase.FULL:
                 self._keep_alive(connection, now)
+                self._guard(connection, lambda each: self._want_data(each, now))
 
     def _keep_alive(self, connection: Connection, now_ns: int) -> None:
         step = control.keep_alive(connection, now_ns)
@@ -136,6 +141,25 @@ class TargetServer(LiveChanges):
             self._close(connection)
         elif step is Step.ASK:
             self._touch(connection)
+
+    def _want_data(self, connection: Connection, now_ns: int) -> None:
+        """End a connection whose initiator owes data for too long, or does not take any.
+
+        Its command could not be answered instead: a response must not come before the data that was
+        asked for (RFC 7143 §7.8), and at error recovery level 0 there is no other way to give up an
+        R2T. The initiator logs in again and repeats what it wants.
+        """
+        late = connection.overdue_task(now_ns) if connection.phase is Phase.FULL else None
+        if late is None:
+            return
+        self.counts["data overdue"] += 1
+        what = "owes data" if late >= 0 else "has not taken data that it asked for"
+        log.warning("%s: %s for more than %s s", connection, what, self.config.data_timeout_s)
+        assert connection.result is not None, "it logged in"
+        session = connection.result.session
+        times = (session.default_time2wait, session.default_time2retain)
+        control.announce(connection, announce.connection_dropped(connection.result.cid, *times))
+        self._leave(connection)
 
     def _complete(self, done: Completion) -> None:
         if done.unsolicited:

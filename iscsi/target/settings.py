@@ -6,13 +6,13 @@ compared with what runs (`iscsi.target.daemon`), because equal settings mean the
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
 from iscsi.target.access import AccessPolicy, Grant, Redirect, TargetAccess
 from iscsi.target.backends import CACHE_MODES
-from iscsi.target.config import ServedPortal
+from iscsi.target.config import ServedPortal, ServerConfig
 from iscsi.target.toml_lines import key_lines
 from iscsi.target.toml_reader import Faults, SettingsError, Table
 from iscsi.target.units import BLOCK_SIZES
@@ -27,6 +27,7 @@ DEFAULT_PORTAL: Final = f"127.0.0.1:{DEFAULT_PORT}"
 INLINE: Final = "inline:"
 _ALL: Final = ("*",)
 _SECRET_MAX: Final = 4096
+_DEFAULT_LIMITS: Final = {each.name: each.default for each in fields(ServerConfig)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,9 @@ class LunSettings:
     vendor: str = ""
     product: str = ""
     reservations: str = ""
+    # Warn when more than this is used, or less is left: a share of the size, or bytes, as given.
+    warn_used: str = ""
+    warn_free: str = ""
 
     @property
     def shown(self) -> str:
@@ -96,6 +100,12 @@ class Settings:
             algorithms=self.algorithms,
         )
 
+    def limit(self, name: str) -> Any:
+        """A field of ServerConfig, as the file has it or as it is by default."""
+        if name == "advertise":
+            return self.advertise
+        return self.limits.get(name, _DEFAULT_LIMITS[name])
+
     def target(self, name: str) -> TargetSettings | None:
         """The target of this name."""
         return next((found for found in self.targets if found.name == name), None)
@@ -107,9 +117,10 @@ def load_file(path: Path) -> Settings:
         text = path.read_text()
         table = tomllib.loads(text)
     except OSError as error:
-        raise ConfigError(
-            f"cannot read {path}: {error.strerror}", "name another file with --config"
-        ) from error
+        hint = "name another file with --config"
+        if isinstance(error, PermissionError):
+            hint = f"let the server's user (uid {os.geteuid()}) read it"
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}", "correct that line") from error
     return read(table, Faults(str(path), key_lines(text)), path.parent)
@@ -174,7 +185,7 @@ def _limits(server: Table) -> dict[str, Any]:
     ):
         if server.has(key):
             found[key] = server.number(key, low, low, high)
-    for key in ("login_timeout_s", "nop_interval_s", "nop_timeout_s"):
+    for key in ("login_timeout_s", "nop_interval_s", "nop_timeout_s", "data_timeout_s"):
         if server.has(key):
             found[key] = server.seconds(key, 0.0)
     return found
@@ -363,6 +374,8 @@ def _lun(table: Table, folder: Path) -> LunSettings:
         vendor=table.text("vendor"),
         product=table.text("product"),
         reservations=_path(table, "reservations", folder),
+        warn_used=table.share("warn_used"),
+        warn_free=table.share("warn_free"),
     )
     _check_lun(table, found, is_file)
     table.done()
@@ -382,6 +395,9 @@ def _check_lun(table: Table, lun: LunSettings, is_file: bool) -> None:
         table.fault("max_size", f"{lun.max_size} is less than the size, {lun.size}")
     if lun.thin and lun.backend == "null":
         table.fault("thin", "a null unit keeps nothing that could be thin")
+    for key in ("warn_used", "warn_free"):
+        if getattr(lun, key) and not lun.thin:
+            table.fault(key, "only a thin unit takes more and more room")
     if lun.size % lun.block_size:
         table.fault("size", f"{lun.size} is no whole number of blocks of {lun.block_size}")
     for key, width in (("vendor", 8), ("product", 16), ("serial", 252)):

@@ -2,6 +2,7 @@
 logs and tests. Made in the server's thread.
 """
 
+import contextlib
 from typing import Any
 
 from iscsi.target.connection import Connection
@@ -55,3 +56,13 @@ def unit_statistics(target: Target, lun: int, unit: LogicalUnit) -> dict[str, An
     if unit.backend.medium is not None:
         found["medium"] = unit.backend.medium.counts
     return found
+
+
+def room_statistics(unit: LogicalUnit) -> dict[str, int]:
+    """How much room a thin unit takes, and how much is left for the rest; nothing where nobody can
+    tell. Any thread: its file system is asked.
+    """
+    usage = None
+    with contextlib.suppress(OSError):  # It may have been closed, or be on a medium that fails.
+        usage = unit.backend.usage()
+    return {} if usage is None else {"used": usage.used, "available": usage.available}

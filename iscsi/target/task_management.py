@@ -4,16 +4,21 @@ on are ended at once, but the response waits until that work is over.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
+
 from iscsi.target.connection import Connection, Phase
+from iscsi.target.scsi.pr_unit import reservations_of
 from iscsi.target.units import LogicalUnit
 from iscsi.wire.bhs import Header, TaskFunction, TaskFunctionResponse
 from iscsi.wire.errors import RemoteProtocolError
 from iscsi.wire.scsi import decode_lun
-from iscsi.wire.sense import Asc
+from iscsi.wire.sense import Asc, SenseKey
 from iscsi.wire.target import TargetConnection
+from iscsi.wire.target_task import STATE_FREE, STATE_SENT, TASK, target_at
+from shm.view import window
 
 _EVERY_UNIT: Final = None
 
@@ -28,6 +33,7 @@ class Managed:
     response: TaskFunctionResponse
     touched: tuple[tuple[Connection, int | None], ...] = ()
     ends: tuple[Connection, ...] = ()
+    additional: int = 0  # what a query found, 24 bits
 
     @property
     def is_over(self) -> bool:
@@ -93,6 +99,13 @@ class _Asked:
         before = self.header.cmd_sn if session is self.connection else None
         return _protocol(session).abort_lun(lun, before=before)
 
+    def abort_at(self, session: Connection, lun: int) -> None:
+        """End a session's tasks at a unit; where TAS is 1, those of others with TASK ABORTED."""
+        if session is self.connection:
+            self.abort(session, lun)
+        else:
+            session.nexus.abort_tasks(lun)
+
 
 def manage(connection: Connection, header: Header, sessions: Iterable[Connection]) -> Managed:
     """Carry a Task Management Function Request out. RemoteProtocolError in a discovery session."""
@@ -102,6 +115,8 @@ def manage(connection: Connection, header: Header, sessions: Iterable[Connection
     if connection.nexus.read_only and header.function in _ENDS_TASKS_OF_OTHERS:
         return asked.managed(TaskFunctionResponse.AUTHORIZATION_FAILED)
     function = _FUNCTIONS.get(header.function)
+    if function is None and connection.nexus.protocol_level > 1:
+        function = _MORE_FUNCTIONS.get(header.function)
     if function is not None:
         return function(asked)
     if header.function == TaskFunction.TASK_REASSIGN:
@@ -127,32 +142,20 @@ def _abort_task(asked: _Asked) -> Managed:
 
 
 def _abort_task_set(asked: _Asked) -> Managed:
-    """This session's tasks for one unit."""
+    """This session's tasks for one unit. CLEAR TASK SET is the same: by TST every I_T nexus has a
+    task set of its own (RFC 7143 §11.5.1, SAM-5 §7.5).
+    """
     if asked.unit is None:
         return asked.managed(TaskFunctionResponse.LUN_DOES_NOT_EXIST)
     asked.abort(asked.connection, asked.lun)
     return asked.managed(touched=[(asked.connection, asked.lun)])
 
 
-def _clear_task_set(asked: _Asked) -> Managed:
-    """Every session's tasks for one unit: its sessions share one task set, and TAS is 0, so that
-    the others learn of it by a unit attention (SAM-5 §5.6, §7.5).
-    """
-    unit = asked.unit
-    if unit is None:
-        return asked.managed(TaskFunctionResponse.LUN_DOES_NOT_EXIST)
-    touched = asked.places(unit)
-    for session, lun in touched:
-        if asked.abort(session, lun) and session is not asked.connection:
-            session.nexus.raise_attention(lun, Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
-    return asked.managed(touched=touched)
-
-
 def _reset_unit(asked: _Asked, unit: LogicalUnit, code: Asc) -> list[tuple[Connection, int]]:
     """End all tasks of a unit and what they set up, and tell every session (SAM-5 §6.3.3)."""
     touched = asked.places(unit)
     for session, lun in touched:
-        asked.abort(session, lun)
+        asked.abort_at(session, lun)
     unit.reset()
     for session, lun in touched:
         session.nexus.raise_attention(lun, code)
@@ -167,17 +170,16 @@ def _logical_unit_reset(asked: _Asked) -> Managed:
 
 
 def _reset_target(asked: _Asked) -> tuple[list[tuple[Connection, int | None]], list[Connection]]:
-    """Reset every unit of the target, and end tasks of units that are not there."""
+    """Reset every unit of the target, and end the asking session's tasks of units that are not
+    there. (Others' are answered in the moment in which they come.)
+    """
     target = asked.connection.target
     assert target is not None, "discovery sessions were sent away"
     touched: list[tuple[Connection, int | None]] = []
     for unit in dict.fromkeys(target.units.values()):
         touched += _reset_unit(asked, unit, Asc.BUS_RESET_OCCURRED)
-    sessions = [each for each in asked.sessions if each.target is target]
-    for session in sessions:
-        if session.protocol is not None:
-            asked.abort(session, _EVERY_UNIT)
-    return touched, sessions
+    asked.abort(asked.connection, _EVERY_UNIT)
+    return touched, [each for each in asked.sessions if each.target is target]
 
 
 def _target_warm_reset(asked: _Asked) -> Managed:
@@ -191,10 +193,61 @@ def _target_cold_reset(asked: _Asked) -> Managed:
     return asked.managed(touched=touched, ends=ends)
 
 
+# --- what RFC 7144 adds ------------------------------------------------------------------------
+
+
+def _query(asked: _Asked, tag: int | None = None) -> Managed:
+    """Whether this nexus has a task at a unit: with this tag, or any."""
+    if asked.unit is None:
+        return asked.managed(TaskFunctionResponse.LUN_DOES_NOT_EXIST)
+    mine = target_at(_protocol(asked.connection).address)[0]
+    tasks = window(int(mine["tasks"]), int(mine["task_count"]), TASK)
+    is_there = (tasks["lun_number"] == asked.lun) & ~np.isin(tasks["state"], _OVER)
+    if tag is not None:
+        is_there &= tasks["itt"] == tag
+    found = TaskFunctionResponse.SUCCEEDED if is_there.any() else TaskFunctionResponse.COMPLETE
+    return asked.managed(found)
+
+
+def _query_task(asked: _Asked) -> Managed:
+    return _query(asked, asked.header.referenced_task_tag)
+
+
+def _query_asynchronous_event(asked: _Asked) -> Managed:
+    """Whether a unit attention waits for this nexus; which one goes into the response: how many
+    there are (1, or 2 for more), sense key and code (SAM-5 §7.10).
+    """
+    nexus, lun = asked.connection.nexus, asked.lun
+    if asked.unit is None or lun is None:
+        return asked.managed(TaskFunctionResponse.LUN_DOES_NOT_EXIST)
+    code = nexus.pending(lun)
+    if code is None:
+        return asked.managed()
+    depth = min(nexus.attentions(lun), 2)
+    additional = depth << 20 | SenseKey.UNIT_ATTENTION << 16 | int(code)
+    return replace(asked.managed(TaskFunctionResponse.SUCCEEDED), additional=additional)
+
+
+def _nexus_reset(asked: _Asked) -> Managed:
+    """An I_T nexus loss at every unit (SAM-5 §6.3.4), of a nexus that lives on: its tasks end, what
+    it held is given back, and it is told so.
+    """
+    nexus, target = asked.connection.nexus, asked.connection.target
+    assert target is not None, "discovery sessions were sent away"
+    asked.abort(asked.connection, _EVERY_UNIT)
+    for lun, unit in target.units.items():
+        unit.prevented_by.discard(nexus)
+        held = reservations_of(unit)
+        if held.reserved_by is nexus:
+            held.reserve(None)
+        nexus.raise_attention(lun, Asc.I_T_NEXUS_LOSS)
+    return asked.managed(touched=[(asked.connection, _EVERY_UNIT)])
+
+
+_OVER: Final = (STATE_FREE, STATE_SENT)
 # Not for initiators that may only read (RFC 7143 §11.6.1, response 6).
 _ENDS_TASKS_OF_OTHERS: Final = frozenset(
     (
-        TaskFunction.CLEAR_TASK_SET,
         TaskFunction.LOGICAL_UNIT_RESET,
         TaskFunction.TARGET_WARM_RESET,
         TaskFunction.TARGET_COLD_RESET,
@@ -203,8 +256,15 @@ _ENDS_TASKS_OF_OTHERS: Final = frozenset(
 _FUNCTIONS: Final[Mapping[int, Callable[[_Asked], Managed]]] = {
     TaskFunction.ABORT_TASK: _abort_task,
     TaskFunction.ABORT_TASK_SET: _abort_task_set,
-    TaskFunction.CLEAR_TASK_SET: _clear_task_set,
+    TaskFunction.CLEAR_TASK_SET: _abort_task_set,
     TaskFunction.LOGICAL_UNIT_RESET: _logical_unit_reset,
     TaskFunction.TARGET_WARM_RESET: _target_warm_reset,
     TaskFunction.TARGET_COLD_RESET: _target_cold_reset,
+}
+# For sessions that agreed on iSCSIProtocolLevel 2 (RFC 7144).
+_MORE_FUNCTIONS: Final[Mapping[int, Callable[[_Asked], Managed]]] = {
+    TaskFunction.QUERY_TASK: _query_task,
+    TaskFunction.QUERY_TASK_SET: _query,
+    TaskFunction.I_T_NEXUS_RESET: _nexus_reset,
+    TaskFunction.QUERY_ASYNCHRONOUS_EVENT: _query_asynchronous_event,
 }

@@ -57,6 +57,16 @@ def shown(path: Path) -> str:
     return text
 
 
+def parse_share(text: str, size: int) -> int:
+    """Bytes of a share of `size`: "80%", or a size such as "10G". ValueError."""
+    if not text.endswith("%"):
+        return parse_size(text)
+    percent = float(text[:-1])
+    if not 0 < percent <= 100:
+        raise ValueError(f"{text} is not within 0 and 100 %")
+    return int(size * percent / 100)
+
+
 class Table:
     """One table of settings. A getter gives the default where a key is missing or wrong."""
 
@@ -138,6 +148,17 @@ class Table:
             self.fault(key, f'{value!r} is no size: expected bytes, or a text such as "10G"')
             return default
         return size
+
+    def share(self, key: str) -> str:
+        """A share of something, as it is given: "80%", or a size. Empty where it is missing."""
+        text = self.text(key)
+        try:
+            wrong = bool(text) and not parse_share(text, 100 << 20)
+        except ValueError:
+            wrong = True
+        if wrong:
+            self.fault(key, f'{text!r} is no share: expected "80%", or a size such as "10G"')
+        return "" if wrong else text
 
     def switch(self, key: str, default: bool) -> bool:
         """True or false."""

@@ -8,13 +8,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
 from host.memory import Buffer
-from iscsi.target.backends import Backend, RamBackend
-from iscsi.wire.lun import LUN, LUN_SIZE, Unit, write_lun
+from iscsi.target.activity import Counts
+from iscsi.target.backends import Backend, RamBackend, Usage
+from iscsi.target.thresholds import Reached, Thresholds, exponent
+from iscsi.wire.lun import LUN, LUN_SIZE, Unit, lun_at, write_lun
 from iscsi.wire.names import name_fault
 from iscsi.wire.scsi import MAX_LUN
 from iscsi.wire.sense import Asc, Sense, SenseKey
@@ -128,6 +130,7 @@ class LogicalUnit:
         self.prevented_by: set[Nexus] = set()
         self.software_write_protect = False
         self.descriptor_sense = False
+        self.task_aborted_status = False  # TAS: who loses tasks to another nexus is told for each
         self.reservations: Reservations = _reservations_of(self)
         # None in the normal state; else the sense of what keeps the medium away, for instance a
         # sanitize operation. The function is asked anew for each command.
@@ -135,6 +138,10 @@ class LogicalUnit:
         # Commands that wait for the rest of WRITEs. Meanwhile further ones are done whole.
         self.awaiting_writes = 0
         self.places: list[tuple[Target, int]] = []
+        # Where nobody can tell how much room it takes, nothing can be said of it.
+        self.thresholds = None if backend.usage() is None else Thresholds()
+        self._elsewhere = Counts()  # counted, but in no place's entry any more
+        self._counted_from = Counts()  # what LOG SELECT has set to zero
 
     @property
     def blocks(self) -> int:
@@ -189,12 +196,71 @@ class LogicalUnit:
             for nexus in target.nexuses:
                 nexus.refresh_gate(lun)
 
-    def broadcast(self, code: int, except_nexus: "Nexus | None" = None) -> None:
+    def broadcast(
+        self, code: int, except_nexus: "Nexus | None" = None, information: int | None = None
+    ) -> None:
         """Raise a unit attention on every attached nexus but one."""
         for target, lun in self.places:
             for nexus in target.nexuses:
                 if nexus is not except_nexus:
-                    nexus.raise_attention(lun, code)
+                    nexus.raise_attention(lun, code, information)
+
+    # --- what it takes, and what it did ------------------------------------------------------
+
+    @property
+    def threshold_exponent(self) -> int:
+        """2 to this power blocks are one threshold set; 0: it has no thresholds."""
+        return 0 if self.thresholds is None else exponent(self.block_size, self.blocks)
+
+    @property
+    def threshold_set(self) -> int:
+        """Bytes of a threshold set, for a unit that has thresholds."""
+        return self.block_size << self.threshold_exponent
+
+    def notice(self, usage: Usage) -> list[Reached]:
+        """Compare how much room it takes with its thresholds, and tell every nexus which of them
+        were reached (SBC-3 §4.7.3.7.6).
+        """
+        if self.thresholds is None:
+            return []
+        found = self.thresholds.look(usage, self.threshold_set, self.backend.size)
+        for each in found:
+            code = Asc.THIN_PROVISIONING_SOFT_THRESHOLD_REACHED
+            self.broadcast(code, information=each.offset)
+        return found
+
+    def count(self, target: "Target", lun: int, done: Counts) -> None:
+        """Count what cold code did for a place; compiled code counts for itself."""
+        if lun >= target.table.size:
+            self._elsewhere += done
+            return
+        entry = target.entry(lun)
+        (Counts.of(entry) + done).write_to(entry)
+
+    @property
+    def counts(self) -> Counts:
+        """What it did since LOG SELECT set that to zero, or since there is this object."""
+        found = self._elsewhere
+        for target, lun in self.places:
+            if lun < target.table.size:
+                found += Counts.of(target.entry(lun))
+        return found - self._counted_from
+
+    def forget_counts(self) -> None:
+        """Have `counts` begin at zero. The numbers of each place go on: others read them too."""
+        self._counted_from += self.counts
+
+    def placed(self, target: "Target", lun: int) -> None:
+        """Note that a target serves it."""
+        self.places.append((target, lun))
+        if lun < target.table.size:
+            Counts().write_to(target.entry(lun))
+
+    def displaced(self, target: "Target", lun: int) -> None:
+        """Note that a target serves it no more."""
+        self.places.remove((target, lun))
+        if lun < target.table.size:
+            self._elsewhere += Counts.of(target.entry(lun))
 
     def resize(self, size: int) -> None:
         """Change its size, in bytes, and tell everybody. Raises ValueError, OSError."""
@@ -243,6 +309,9 @@ class LogicalUnit:
         self.prevented_by.clear()
         self.software_write_protect = False
         self.descriptor_sense = False
+        self.task_aborted_status = False
+        if self.thresholds is not None:
+            self.thresholds.reset()
         self.reservations.reset()
         self.refresh_gate()
 
@@ -324,7 +393,7 @@ class Target:
     def remove_unit(self, lun: int) -> LogicalUnit:
         """Serve a unit no more, and tell everybody. The caller has ended its tasks. KeyError."""
         unit = self.units.pop(lun)
-        unit.places.remove((self, lun))
+        unit.displaced(self, lun)
         self.write_place(lun, None)
         for nexus in self.nexuses:
             nexus.forget(lun)
@@ -339,9 +408,13 @@ class Target:
             record = None if unit is None else unit.record
             write_lun(address, record, int(unit is not None and not unit.is_normal))
 
+    def entry(self, lun: int) -> Any:
+        """The record of a place that the table has."""
+        return lun_at(address_of(self.table) + LUN_SIZE * lun)[0]
+
     def _place(self, lun: int, unit: LogicalUnit) -> None:
         self.units[lun] = unit
-        unit.places.append((self, lun))
+        unit.placed(self, lun)
         unit.identify(self.name, lun)
         self.write_place(lun, unit)
 

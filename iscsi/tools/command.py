@@ -132,6 +132,19 @@ def _shared(nested: Any, name: str, text: str) -> argparse.ArgumentParser:
         "--timeout", type=float, default=30.0, metavar="S", help="seconds without progress"
     )
     parser.add_argument(
+        "--placement",
+        default="auto",
+        choices=("auto", "stream", "datamover"),
+        help="who frames PDUs: this process, or the engine with one event per command",
+    )
+    parser.add_argument(
+        "--coalesce",
+        type=int,
+        default=0,
+        metavar="N",
+        help="completions a wait over a datamover is for (default: half the depth)",
+    )
+    parser.add_argument(
         "--receive",
         default="auto",
         choices=("auto", "staged", "exact", "coalesced"),

@@ -102,7 +102,9 @@ def options(args: argparse.Namespace, url: str | None = None) -> dict[str, Any]:
         "isid": args.isid,
         "initiator_name": args.initiator or DEFAULT_INITIATOR,
         "queue_depth": args.depth,
+        "placement": args.placement,
         "receive": args.receive,
+        "coalesce": args.coalesce,
         "timeout_s": args.timeout,
         "login_timeout_s": min(args.timeout, 10.0),
     }

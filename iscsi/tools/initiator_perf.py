@@ -77,7 +77,7 @@ def _facts(
     unit: Any, args: argparse.Namespace, plan: LoadPlan, result: LoadResult
 ) -> dict[str, Any]:
     count = max(result.commands, 1)
-    modes = ("staged", "exact", "coalesced")
+    modes = ("staged", "exact", "coalesced", "datamover")
     return {
         "url": unit.url,
         "engine": args.engine,

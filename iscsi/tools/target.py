@@ -119,6 +119,8 @@ def _add_unit_options(parser: argparse.ArgumentParser) -> None:
     add("--read-only", action="store_true", help="write-protect the LUNs")
     add("--removable", action="store_true", help="initiators may eject the medium")
     add("--block-size", type=int, default=512, help="512 or 4096 bytes (default: 512)")
+    add("--warn-used", metavar="SHARE", help="thin: warn at this much used (80%% or a size)")
+    add("--warn-free", metavar="SHARE", help="thin: warn when only this much is left (5%%, 10G)")
     add("--reservations", metavar="FILE", help="keep persistent reservations over a restart")
 
 

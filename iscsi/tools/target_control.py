@@ -15,6 +15,7 @@ from ppe.errors import OperatorError, UsageError
 from ppe.paths import check_name
 
 _SESSION: Final = ("commands", "rejects", "pdus_received", "pdus_sent", "buffer_bytes")
+_ROOM: Final = ("used", "available")
 _UNIT: Final = ("reads", "writes", "read_bytes", "written_bytes")
 
 
@@ -44,7 +45,7 @@ def _socket(args: argparse.Namespace) -> Path:
         return found[0]
     if not found:
         raise OperatorError(
-            f"no target server runs (looked in {remote.folder()})",
+            f"no target server runs (looked in {' and '.join(map(str, remote.folders()))})",
             "start one with `ppe target serve`, or pass --control PATH",
         )
     names = ", ".join(path.name.removesuffix(remote.SUFFIX) for path in found)
@@ -134,7 +135,8 @@ def _show(found: dict[str, Any]) -> None:
                 for key in _UNIT
                 if key in unit
             )
-            output.write(f"{target['name']} LUN {unit['lun']}: {counted}")
+            room = "".join(f", {human(unit[key])} {key}" for key in _ROOM if key in unit)
+            output.write(f"{target['name']} LUN {unit['lun']}: {counted}{room}")
 
 
 def prometheus(found: dict[str, Any]) -> Iterator[str]:
@@ -174,6 +176,12 @@ def prometheus(found: dict[str, Any]) -> Iterator[str]:
     yield from _metric(
         "ppe_target_lun_size_bytes", "gauge", [(labels, unit["size"]) for labels, unit in units]
     )
+    for name in _ROOM:
+        yield from _metric(
+            f"ppe_target_lun_{name}_bytes",
+            "gauge",
+            [(labels, unit[name]) for labels, unit in units if name in unit],
+        )
     for name in _UNIT:
         yield from _metric(
             f"ppe_target_lun_{name}_total",

@@ -38,6 +38,8 @@ _OF_THE_FILE: Final = {
     "removable": "--removable",
     "max_connections": "--max-connections",
     "reservations": "--reservations",
+    "warn_used": "--warn-used",
+    "warn_free": "--warn-free",
 }
 
 
@@ -49,6 +51,7 @@ def serve(args: argparse.Namespace) -> int:
     from shm.segment import SegmentError
 
     notify.extend_start(_COMPILE_S)
+    notify.status("starting: the first time, this compiles")
     try:
         with host.connect(settings.engine, arena_size=_ARENA_SIZE) as engine:
             return _run(engine, settings, args)
@@ -107,8 +110,9 @@ def lun_table(args: argparse.Namespace, number: int, kind: str, value: str) -> d
     }
     if args.thin and kind != "null":
         table["thin"] = True
-    if args.reservations:
-        table["reservations"] = args.reservations
+    for key in ("reservations", "warn_used", "warn_free"):
+        if getattr(args, key):
+            table[key] = getattr(args, key)
     if kind == "file":
         table["path"] = value
         table |= {key: getattr(args, key) for key in ("size", "cache") if getattr(args, key)}
@@ -244,7 +248,7 @@ def _say_ready(daemon: Daemon, control: Path | None, as_json: bool) -> None:
         for target in daemon.settings.targets
         for lun in target.luns
     ]
-    notify.ready(f"serving {len(urls)} LUNs on {', '.join(portals)}")
+    daemon.service.ready()
     if as_json:
         ports = [{"host": host, "port": port} for host, port in bound]
         found = {"ready": True, "pid": os.getpid(), "portals": ports, "urls": urls}

@@ -75,7 +75,9 @@ class TaskAttribute(IntEnum):
 
 
 class TaskFunction(IntEnum):
-    """Task management functions (RFC 7143 §11.5.1)."""
+    """Task management functions (RFC 7143 §11.5.1); from QUERY TASK on those of RFC 7144, for
+    sessions that agreed on iSCSIProtocolLevel 2.
+    """
 
     ABORT_TASK = 1
     ABORT_TASK_SET = 2
@@ -85,10 +87,14 @@ class TaskFunction(IntEnum):
     TARGET_WARM_RESET = 6
     TARGET_COLD_RESET = 7
     TASK_REASSIGN = 8
+    QUERY_TASK = 9
+    QUERY_TASK_SET = 10
+    I_T_NEXUS_RESET = 11
+    QUERY_ASYNCHRONOUS_EVENT = 12
 
 
 class TaskFunctionResponse(IntEnum):
-    """Task management responses (RFC 7143 §11.6.1)."""
+    """Task management responses (RFC 7143 §11.6.1); SUCCEEDED, which is a query's yes, RFC 7144."""
 
     COMPLETE = 0
     TASK_DOES_NOT_EXIST = 1
@@ -97,6 +103,7 @@ class TaskFunctionResponse(IntEnum):
     REASSIGNMENT_NOT_SUPPORTED = 4
     NOT_SUPPORTED = 5
     AUTHORIZATION_FAILED = 6
+    SUCCEEDED = 7
     REJECTED = 255
 
 
@@ -282,7 +289,13 @@ _TABLE: Final[dict[Opcode, tuple[Field, ...]]] = {
         Field("bidi_residual_count", 40, 32),
         _RESIDUAL,
     ),
-    Opcode.TASK_MANAGEMENT_RESPONSE: (_FINAL, Field("response", 2, 8), _ITT, *_RESPONSE_SNS),
+    Opcode.TASK_MANAGEMENT_RESPONSE: (
+        _FINAL,
+        Field("response", 2, 8),
+        Field("additional_response", 8, 24),  # RFC 7144
+        _ITT,
+        *_RESPONSE_SNS,
+    ),
     Opcode.LOGIN_RESPONSE: (
         *_LOGIN,
         Field("version_active", 3, 8),

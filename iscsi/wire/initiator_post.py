@@ -65,8 +65,9 @@ MAX_AHS_LENGTH: Final = bhs.MAX_AHS_LENGTH
 DIRECTIONS: Final = bhs.FLAG_READ | bhs.FLAG_WRITE
 COMMAND_FLAGS: Final = DIRECTIONS | bhs.ATTRIBUTE_MASK
 MAX_TRANSFER_LENGTH: Final = 0xFFFFFFFF
-# Kept free for answers to the target's pings.
+# Kept free for answers to the target's pings; of a mirror, for what comes in lent buffers.
 CONTROL_RESERVE: Final = 2
+MIRROR_RESERVE: Final = 6
 
 
 @nopython
@@ -187,7 +188,8 @@ def send_control(conn: int, header: int, data: int, length: int, user_data: int)
     if length > port["peer_max_recv_data_segment_length"]:
         return -EMSGSIZE
     is_immediate = load_8(header) & bhs.IMMEDIATE != 0
-    if control_free_count(conn) <= CONTROL_RESERVE or not (is_immediate or window_is_open(conn)):
+    reserve = MIRROR_RESERVE if initiator_at(conn)[0]["is_mirror"] else CONTROL_RESERVE
+    if control_free_count(conn) <= reserve or not (is_immediate or window_is_open(conn)):
         return -EAGAIN
     itt = load_32_be(header + bhs.OFFSET_ITT)
     kind = KIND_NOP if load_8(header) & bhs.OPCODE_MASK == NOP_OUT else KIND_CONTROL
@@ -236,5 +238,7 @@ def cancel(conn: int, itt: int) -> int:
     task = task_at(address)[0]
     task["state"] = STATE_CANCELLED
     task["result"] = -ECANCELED
+    if initiator_at(conn)[0]["is_mirror"]:
+        make_ready(conn, address)  # its buffer is the lower half's until that has let go of it
     complete_if_over(conn, address)
     return 0

@@ -305,7 +305,7 @@ def _on_pdu(conn: int) -> int:
         result = _nop_in(conn, header, subject)
     else:
         push(conn + EVENTS, subject)
-        _end_control_task(conn, header, opcode)
+        end_control_task(conn, header, opcode)
     if _advances_stat_sn(header, opcode):
         mine["exp_stat_sn"] = sn.add(mine["exp_stat_sn"], 1)
     _update_window(conn, header)
@@ -410,7 +410,7 @@ def _nop_in(conn: int, header: int, address: int) -> int:
 
 
 @nopython
-def _end_control_task(conn: int, header: int, opcode: int) -> None:
+def end_control_task(conn: int, header: int, opcode: int) -> None:
     """Free the tag of a request that has its last answer; a Text Response may not be the last."""
     if opcode in (ASYNC_MESSAGE, REJECT):
         return

@@ -48,9 +48,10 @@ INITIATOR: Final = record(
     Field("active", "<i8"),  # tasks of every kind that have not ended
     Field("last", "<i8"),  # address of the task submitted last
     Field("pings", "<i8"),  # NOP-Ins of the target that were answered
+    Field("is_mirror", "<i8"),  # 1: PDUs are somebody else's business (iscsi.wire.initiator_mirror)
     Field("completed", QUEUE),  # task addresses
     Field("task_pool", POOL),
-    size=PORT.itemsize + 16 * 8 + QUEUE.itemsize + POOL.itemsize,
+    size=PORT.itemsize + 17 * 8 + QUEUE.itemsize + POOL.itemsize,
 )
 TASK: Final = record(
     Field("state", "<i8"),
@@ -90,6 +91,7 @@ TASK: Final = record(
     Field("sense_length", "<i8"),
     Field("ahs", "<i8"),  # address of the additional header segments, which the caller keeps
     Field("ahs_length", "<i8"),
+    Field("sense_home", "<i8"),  # for a datamover: where the session wants its sense data
     size=320,
 )
 # One R2T that was not answered entirely.
@@ -138,13 +140,20 @@ def new_task(conn: int, kind: int, user_data: int) -> int:
     task = task_at(address)[0]
     task["generation"] += 1
     task["itt"] = (task["generation"] & 0xFFFF) << 16 | index
+    begin_task(conn, address, kind, user_data)
+    return address
+
+
+@nopython
+def begin_task(conn: int, address: int, kind: int, user_data: int) -> None:
+    """Make a free task active, everything but its tag zero."""
+    task = task_at(address)[0]
     task["state"] = STATE_ACTIVE
     task["kind"] = kind
     task["user_data"] = user_data
     task["stage"] = STAGE_NONE
     _clear_progress(address)
-    mine["active"] += 1
-    return address
+    initiator_at(conn)[0]["active"] += 1
 
 
 @nopython

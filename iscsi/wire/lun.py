@@ -31,6 +31,7 @@ LUN: Final = record(
     Field("writes", "<i8"),
     Field("read_bytes", "<i8"),
     Field("written_bytes", "<i8"),
+    Field("under_way", "<i8"),  # commands of a datamover that use its memory
     size=128,
 )
 lun_at = opener(LUN)

@@ -54,6 +54,8 @@ PORT: Final = record(
     Field("tx_trailers", "<i8"),
     Field("tx_inlines", "<i8"),
     Field("tx_entries", "<i8"),
+    Field("tx_copies", "<i8"),  # where data is copied to that others may change
+    Field("tx_copy_size", "<i8"),  # bytes of it in one PDU; 0: there is no such place
     Field("tx_capacity", "<i8"),
     Field("tx_header_length", "<i8"),  # with header digest
     Field("tx_made", "<i8"),  # positions: made, handed to the pump, sent
@@ -72,7 +74,7 @@ PORT: Final = record(
     Field("ready", QUEUE),  # tokens of what has something to send
     Field("events", QUEUE),  # control slots for the session to look at
     Field("control_pool", POOL),
-    size=432,
+    size=448,
 )
 queue_at = opener(QUEUE)
 tx_at = opener(TX)
@@ -87,6 +89,7 @@ HEADER_ROOM: Final = BHS_LENGTH + MAX_AHS_LENGTH + DIGEST_LENGTH
 TRAILER_SIZE: Final = 8  # up to three bytes of padding, four of digest
 INLINE_SIZE: Final = 64  # a rejected header, or short sense data
 SINK_SIZE: Final = 4096
+COPY_MARGIN: Final = 64  # behind a copy: its trailer, and the next one begins on a cache line
 
 # A control slot: the header as received or to be sent, then these, then the data.
 CONTROL_DATA_LENGTH: Final = 48
@@ -302,6 +305,22 @@ def build_pool(pool: int, free: int, taken: int, count: int) -> None:
     mine["count"] = mine["free_count"] = mine["low_water"] = count
     for index in range(count):
         store_32(free + 4 * index, count - 1 - index)
+
+
+def copies_size(copy_size: int, count: int) -> int:
+    """Bytes of memory that `lend_copies` wants."""
+    return count * (copy_size + COPY_MARGIN)
+
+
+def lend_copies(conn: int, address: int, copy_size: int, count: int) -> None:
+    """Give a new port `copies_size` bytes at `address`, for as long as it lives.
+
+    With a data digest, data that may change after its digest was computed is sent from a copy
+    there, up to `copy_size` bytes (a multiple of 64) in a PDU. Every PDU has a place for one, so
+    there are only `count` of them at once, a power of two no larger than `tx_entries`.
+    """
+    port = port_at(conn)[0]
+    port["tx_copies"], port["tx_copy_size"], port["tx_capacity"] = address, copy_size, count
 
 
 def build_port(

@@ -6,7 +6,7 @@ bytes may already lie where they are wanted, and then they are not touched.
 from typing import Final
 
 from iscsi.wire import bhs
-from iscsi.wire.crc32c import ONES, finish, update
+from iscsi.wire.crc32c import ONES, copy_and_update, finish, update
 from iscsi.wire.port import SINK_SIZE, port_at
 from iscsi.wire.violations import Violation
 from shm.jit import nopython
@@ -27,9 +27,6 @@ PHASE_TRAILER: Final = 4  # padding and data digest
 MORE: Final = 0
 HEADER_COMPLETE: Final = 1
 PDU_COMPLETE: Final = 2
-
-# Half of a first-level cache, and twice the stride of the three-way CRC.
-DIGEST_PIECE: Final = 12288
 
 HEADER_DIGEST: Final = int(Violation.HEADER_DIGEST)
 DATA_DIGEST: Final = int(Violation.DATA_DIGEST)
@@ -61,16 +58,13 @@ def take(conn: int, address: int, length: int) -> int:
 
 @nopython
 def _take_with_digest(conn: int, address: int, length: int) -> None:
-    """Compute the digest of each piece just before it is copied, so that the cache has it once."""
+    """Put data in its place and continue its digest, in one pass where the bytes are copied."""
     port = port_at(conn)[0]
     target = port["want_address"]
-    at = 0
-    while at < length:
-        size = min(length - at, DIGEST_PIECE)
-        port["rx_crc"] = update(port["rx_crc"], address + at, size)
-        if address != target:
-            copy_bytes(target + at, address + at, size)
-        at += size
+    if address == target:
+        port["rx_crc"] = update(port["rx_crc"], address, length)
+    else:
+        port["rx_crc"] = copy_and_update(port["rx_crc"], target, address, length)
 
 
 @nopython

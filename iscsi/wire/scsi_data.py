@@ -37,6 +37,7 @@ class VpdPage(IntEnum):
 class ModePage(IntEnum):
     """Mode pages served here."""
 
+    READ_WRITE_ERROR_RECOVERY = 0x01
     CACHING = 0x08
     CONTROL = 0x0A
     INFORMATIONAL_EXCEPTIONS = 0x1C

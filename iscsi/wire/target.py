@@ -12,6 +12,7 @@ import numpy as np
 from iscsi.wire import (
     bhs,
     port,
+    target_aborted,
     target_command,
     target_rx,
     target_storage,
@@ -108,6 +109,12 @@ def abort_task(conn: int, itt: int) -> int:
 def abort_before(conn: int, lun_number: int, cmd_sn: int) -> int:
     """Door to `target_task.abort_before`."""
     return target_task.abort_before(conn, lun_number, cmd_sn)
+
+
+@entry("int64(intp, int64)")
+def end_aborted(conn: int, lun_number: int) -> int:
+    """Door to `target_aborted.end_aborted`."""
+    return target_aborted.end_aborted(conn, lun_number)
 
 
 @entry("int64(intp, int64)")
@@ -302,6 +309,10 @@ class TargetConnection:
         """
         number, limit = _ALL if lun is None else lun, _ALL if before is None else before
         return abort_before(self.address, number, limit)
+
+    def end_aborted(self, lun: int) -> int:
+        """End this connection's tasks for one LUN with TASK ABORTED (`target_aborted`)."""
+        return end_aborted(self.address, lun)
 
     def aborted_work(self, lun: int | None = None) -> int:
         """How many aborted tasks of one LUN, or of all, somebody still works on."""

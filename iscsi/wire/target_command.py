@@ -16,6 +16,7 @@ from iscsi.wire.port import (
     EVENTS,
     READY,
     TOKEN_CONTROL,
+    TOKEN_TASK,
     control_give,
     control_store,
     is_empty,
@@ -25,6 +26,16 @@ from iscsi.wire.port import (
     token_of,
 )
 from iscsi.wire.sense import ScsiStatus
+from iscsi.wire.target_attribute import take_turn
+from iscsi.wire.target_posts import (
+    NOTICES,
+    POST_GET,
+    POST_NONE,
+    POST_UNIT,
+    add_cancel,
+    add_done,
+    ended,
+)
 from iscsi.wire.target_storage import wait_for_storage
 from iscsi.wire.target_task import (
     CDB,
@@ -54,8 +65,10 @@ from shm.memory import copy_bytes, load_8, load_32_be, load_64, load_64_be, stor
 GOOD: Final = int(ScsiStatus.GOOD)
 CHECK_CONDITION: Final = int(ScsiStatus.CHECK_CONDITION)
 TASK_SET_FULL: Final = int(ScsiStatus.TASK_SET_FULL)
+TASK_ABORTED: Final = int(ScsiStatus.TASK_ABORTED)
 EAGAIN: Final = errno.EAGAIN
 EINVAL: Final = errno.EINVAL
+EIO: Final = errno.EIO
 ENOENT: Final = errno.ENOENT
 EMSGSIZE: Final = errno.EMSGSIZE
 ENOSPC: Final = errno.ENOSPC
@@ -95,6 +108,7 @@ def begin_command(conn: int, header: int, itt: int) -> int:
 def _plan(conn: int, address: int) -> None:
     """Its turn has come: say what it moves, and from or to where."""
     task_at(address)[0]["state"] = STATE_DATA_OUT
+    take_turn(conn, address)
     unit = _hot_unit(conn, address)
     if unit:
         _plan_block_io(conn, address, unit)
@@ -114,7 +128,7 @@ def _hot_unit(conn: int, address: int) -> int:
     """Address of the LUN if compiled code may serve this command now, else 0."""
     mine, task = target_at(conn)[0], task_at(address)[0]
     direction = units.direction_of(address + CDB)
-    if direction == units.NOT_BLOCK_IO:
+    if direction == units.NOT_BLOCK_IO or mine["ordered"]:
         return 0
     unit = units.unit_of(mine["luns"], mine["lun_count"], task["lun_number"])
     if unit == 0:
@@ -143,6 +157,9 @@ def _plan_block_io(conn: int, address: int, unit: int) -> None:
         start = units.first_block(address + CDB) * lun["block_size"]
         task["unit"] = unit
         units.count(unit, direction, task["transfer"])
+        if target_at(conn)[0]["lower"]:
+            task["post"] = POST_UNIT
+            lun["under_way"] += 1
         if lun["storage"]:
             _plan_storage(conn, address, lun["storage"], start)
             return
@@ -198,6 +215,9 @@ def _plan_cold(conn: int, address: int) -> None:
     mine, task = target_at(conn)[0], task_at(address)[0]
     task["is_cold"] = 1
     task["data_address"] = task["cold_address"]
+    if mine["lower"]:
+        _plan_below(conn, address)
+        return
     length = task["expected_length"]
     if task["flags"] & bhs.FLAG_WRITE == 0:
         return
@@ -207,6 +227,22 @@ def _plan_cold(conn: int, address: int) -> None:
         if not hold_buffer(conn, address, length):
             end_busy(address)
             return
+    task["direction"] = bhs.FLAG_WRITE
+    task["transfer"] = length
+
+
+@nopython
+def _plan_below(conn: int, address: int) -> None:
+    """Keep what comes unasked until the host sees it, or throw it away and let it be asked for."""
+    mine, task = target_at(conn)[0], task_at(address)[0]
+    if task["flags"] & bhs.FLAG_WRITE == 0 or task["refetch"]:
+        return
+    length = port_at(conn)[0]["rx_data_length"]
+    if task["unsolicited"]:
+        length = max(length, mine["first_burst_length"])
+    length = min(length, task["expected_length"])
+    if length > mine["cold_length"] and not hold_buffer(conn, address, length):
+        task["refetch"] = 1
     task["direction"] = bhs.FLAG_WRITE
     task["transfer"] = length
 
@@ -225,6 +261,7 @@ def command_here(conn: int, address: int) -> None:
     """A command and its immediate data are complete."""
     task = task_at(address)[0]
     task["received"] = port_at(conn)[0]["rx_data_length"]
+    target_at(conn)[0]["data_bytes"] += task["received"]
     if task["state"] != STATE_HELD:
         _advance(conn, address)
 
@@ -234,6 +271,7 @@ def data_out_here(conn: int, address: int, is_final: bool, is_unsolicited: bool)
     """A Data-Out PDU is complete and placed."""
     mine, task = target_at(conn)[0], task_at(address)[0]
     task["received"] += port_at(conn)[0]["rx_data_length"]
+    mine["data_bytes"] += port_at(conn)[0]["rx_data_length"]
     task["data_out_sn"] += 1
     if not is_final:
         return
@@ -268,6 +306,9 @@ def _advance(conn: int, address: int) -> None:
     if task["refetch"]:
         task["refetch"] = 0
         task["received"] = 0
+    if task["is_cold"] and target_at(conn)[0]["lower"]:
+        _advance_below(conn, address)
+        return
     if command_data(address):
         if task["medium"] and task["buffer"] == 0:
             task["state"] = STATE_STORAGE
@@ -298,8 +339,26 @@ def _advance(conn: int, address: int) -> None:
 
 
 @nopython
+def _advance_below(conn: int, address: int) -> None:
+    """In the engine the host does a command, and says when it wants the rest of its data."""
+    task, lower = task_at(address)[0], target_at(conn)[0]["lower"]
+    if task["post"] == POST_GET and command_data(address):
+        if wants_r2t(conn, address):
+            make_ready(conn, address)
+        return
+    task["state"] = STATE_COLD
+    if task["post"] == POST_GET:
+        task["post"] = POST_NONE
+        ended(lower, task["post_handle"], POST_GET, 0, 0)
+    elif task["cold_queued"] == 0:
+        task["cold_queued"] = 1
+        push(lower + NOTICES, token_of(TOKEN_TASK, address))
+
+
+@nopython
 def spoil(conn: int, address: int, sense: int) -> None:
-    """Have a command end with this sense (key << 16 | code) because of how its data came.
+    """Have a command end with this sense (key << 16 | code) because of how its data came; with 0 it
+    is TASK ABORTED, because another nexus ended it.
 
     Its data is thrown away from here on. The response waits for the end of the bursts under way
     (RFC 7143 §7.8); no more is asked for.
@@ -309,6 +368,15 @@ def spoil(conn: int, address: int, sense: int) -> None:
         task["spoiled"] = 1
         task["spoiled_sense"] = sense
         target_at(conn)[0]["faults"] += 1
+        stop_get(conn, address)
+
+
+@nopython
+def stop_get(conn: int, address: int) -> None:
+    """With a datamover: nothing more of what was asked for is to reach its place."""
+    mirror, task = target_at(conn)[0]["mirror"], task_at(address)[0]
+    if mirror and task["post"] == POST_GET:
+        add_cancel(mirror, task["id"])
 
 
 @nopython
@@ -317,13 +385,26 @@ def end_spoiled(conn: int, address: int) -> None:
     task = task_at(address)[0]
     if task["state"] != STATE_DATA_OUT or task["r2t_done"] != task["r2t_sn"]:
         return
-    task["status"] = CHECK_CONDITION
+    if task["post"] == POST_GET:
+        _end_get(conn, address)
+        return
+    task["status"] = CHECK_CONDITION if task["spoiled_sense"] else TASK_ABORTED
     task["sense"] = task["spoiled_sense"]
     task["state"] = STATE_RESPOND
     set_residual(address, 0)
     # The initiator may have sent more than it was asked for: that names no task then.
     target_at(conn)[0]["has_aborted"] = 1
     make_ready(conn, address)
+
+
+@nopython
+def _end_get(conn: int, address: int) -> None:
+    """The data that the host asked for is wrong: it says how the command ends."""
+    task, mine = task_at(address)[0], target_at(conn)[0]
+    task["state"] = STATE_COLD
+    task["post"] = POST_NONE
+    mine["has_aborted"] = 1
+    ended(mine["lower"], task["post_handle"], POST_GET, -EIO, task["spoiled_sense"])
 
 
 # --- for the cold code -----------------------------------------------------------------------
@@ -440,6 +521,9 @@ def control_done(conn: int) -> None:
     if is_empty(conn + EVENTS):
         return
     slot = pop(conn + EVENTS)
-    if load_64(slot + CONTROL_CREDIT):
+    mirror = target_at(conn)[0]["mirror"]
+    if mirror:
+        add_done(mirror, load_64(slot + CONTROL_CREDIT))
+    elif load_64(slot + CONTROL_CREDIT):
         open_window(conn)
     control_give(conn, slot)

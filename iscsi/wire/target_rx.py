@@ -37,6 +37,7 @@ from iscsi.wire.target_command import (
 )
 from iscsi.wire.target_command_header import command_fault, command_sense, extended_cdb, keep_cdb
 from iscsi.wire.target_data_out import CRC_ERROR, DATA, data_out_header, ends_burst
+from iscsi.wire.target_posts import NOTICES
 from iscsi.wire.target_refusal import is_immediate, pass_number, refuse, reject
 from iscsi.wire.target_task import (
     HELD_GONE,
@@ -219,7 +220,8 @@ def _control_header(conn: int, header: int, opcode: int) -> int:
     """Keep a request for the cold code; a NOP-Out is answered from its slot."""
     port = port_at(conn)[0]
     is_ping = opcode == NOP_OUT
-    if is_ping and load_32_be(header + bhs.OFFSET_ITT) == bhs.RESERVED_TAG:
+    is_answer = is_ping and load_32_be(header + bhs.OFFSET_ITT) == bhs.RESERVED_TAG
+    if is_answer and target_at(conn)[0]["lower"] == 0:
         pass_number(conn, header)
         return 0  # the answer to a ping of ours
     length = port["rx_data_length"]
@@ -272,8 +274,12 @@ def _on_pdu(conn: int) -> int:
 @nopython
 def _control_here(conn: int, slot: int) -> None:
     """A request other than a command is complete, and its turn has come."""
-    if load_8(slot) & bhs.OPCODE_MASK == NOP_OUT:
+    lower = target_at(conn)[0]["lower"]
+    is_ping = load_8(slot) & bhs.OPCODE_MASK == NOP_OUT
+    if is_ping and load_32_be(slot + bhs.OFFSET_ITT) != bhs.RESERVED_TAG:
         _echo(conn, slot)
+    elif lower:
+        push(lower + NOTICES, token_of(TOKEN_CONTROL, slot))
     else:
         push(conn + EVENTS, slot)
 

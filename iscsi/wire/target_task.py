@@ -9,6 +9,8 @@ from typing import Final
 from iscsi.wire import bhs
 from iscsi.wire import sequencing as sn
 from iscsi.wire.buffers import buffer_address, buffer_size, give_buffer, take_buffer
+from iscsi.wire.lun import lun_at
+from iscsi.wire.mover import ONE_TASK
 from iscsi.wire.port import (
     PORT,
     QUEUE,
@@ -19,6 +21,14 @@ from iscsi.wire.port import (
     token_of,
 )
 from iscsi.wire.rx import forget_place
+from iscsi.wire.target_posts import (
+    POST_UNIT,
+    aborts_under_way,
+    add_abort,
+    ended,
+    forget_notice,
+)
+from iscsi.wire.violations import Violation
 from shm.jit import nopython
 from shm.layout import Field, offset, record
 from shm.memory import load_32, load_64, store_32, store_64
@@ -57,10 +67,17 @@ TARGET: Final = record(
     Field("buffer_held", "<i8"),
     Field("orphan", "<i8"),  # buffer of an aborted task into which a PDU is still received
     Field("jobs", "<i8"),  # tasks on which somebody else works
+    Field("arrivals", "<i8"),  # commands whose turn came
+    Field(
+        "ordered", "<i8"
+    ),  # open tasks that may keep others waiting: not 0 sends all to the cold code
+    Field("data_bytes", "<i8"),  # written data that came
+    Field("lower", "<i8"),  # the engine's half of a datamover's target: its LOWER; else 0
+    Field("mirror", "<i8"),  # the host's half: its MIRROR; else 0
     Field("cold", QUEUE),  # addresses of tasks for the cold code
     Field("storage", QUEUE),  # and of those whose data goes to or comes from a file
     Field("task_pool", POOL),
-    size=PORT.itemsize + 30 * 8 + 2 * QUEUE.itemsize + POOL.itemsize,
+    size=PORT.itemsize + 35 * 8 + 2 * QUEUE.itemsize + POOL.itemsize,
 )
 TASK: Final = record(
     Field("state", "<i8"),
@@ -72,6 +89,8 @@ TASK: Final = record(
     Field("flags", "<i8"),  # byte 1 of the SCSI Command
     Field("is_immediate", "<i8"),
     Field("cmd_sn", "<i8"),
+    Field("arrival", "<i8"),  # its place in the order of `arrivals`; 0: its turn has not come
+    Field("is_ordered", "<i8"),  # 1 while it counts in `ordered`
     Field("is_cold", "<i8"),
     Field("expected_length", "<i8"),  # expected data transfer length
     Field("direction", "<i8"),  # of the data that is really moved: FLAG_READ, FLAG_WRITE or 0
@@ -113,7 +132,12 @@ TASK: Final = record(
     Field("sense_length", "<i8"),  # bytes of the cold area that are the response's data segment
     Field("residual_flags", "<i8"),
     Field("residual_count", "<i8"),
-    size=384,
+    # With a datamover (`target_posts`).
+    Field("remote", "<i8"),  # at the host: the engine's id of it
+    Field("post", "<i8"),  # what ends with it: POST_GET, POST_ANSWER, POST_UNIT or POST_NONE
+    Field("post_handle", "<i8"),
+    Field("post_status", "<i8"),  # how that ends: 0, or -ENOENT once it was aborted
+    size=448,
 )
 target_at = opener(TARGET)
 task_at = opener(TASK)
@@ -143,6 +167,7 @@ STATE_HELD: Final = 7  # came before its turn; nothing was looked at yet
 HELD_GONE: Final = 7
 
 ENOENT: Final = errno.ENOENT
+TOO_MANY_TASKS: Final = int(Violation.TOO_MANY_TASKS)
 
 
 @nopython
@@ -191,6 +216,8 @@ def new_task(conn: int, itt: int) -> int:
 def _clear_progress(address: int) -> None:
     task = task_at(address)[0]
     task["is_cold"] = 0
+    task["arrival"] = 0
+    task["is_ordered"] = 0
     task["direction"] = 0
     task["transfer"] = 0
     task["data_address"] = 0
@@ -217,6 +244,9 @@ def _clear_progress(address: int) -> None:
     task["sense_length"] = 0
     task["residual_flags"] = 0
     task["residual_count"] = 0
+    task["remote"] = 0
+    task["post"] = 0
+    task["post_status"] = 0
 
 
 @nopython
@@ -249,6 +279,8 @@ def close_task(conn: int, address: int) -> None:
     """Forget an open task's tag; its memory returns when nobody uses its data any more."""
     task = task_at(address)[0]
     _unchain(conn, address)
+    target_at(conn)[0]["ordered"] -= task["is_ordered"]
+    task["is_ordered"] = 0
     task["state"] = STATE_SENT
     free_if_sent(conn, address)
 
@@ -259,8 +291,22 @@ def free_if_sent(conn: int, address: int) -> None:
     task = task_at(address)[0]
     if task["state"] == STATE_SENT and task["tx_pending"] == 0:
         drop_buffer(conn, address)
+        if task["post"]:
+            _end_post(conn, address)
         task["state"] = STATE_FREE
         give(conn + TASK_POOL, index_of(conn, address))
+
+
+@nopython
+def _end_post(conn: int, address: int) -> None:
+    """Nothing touches the data of a datamover's command any more."""
+    task = task_at(address)[0]
+    if task["post"] == POST_UNIT:
+        lun_at(task["unit"])[0]["under_way"] -= 1
+    else:
+        lower = target_at(conn)[0]["lower"]
+        ended(lower, task["post_handle"], task["post"], task["post_status"], 0)
+    task["post"] = 0
 
 
 @nopython
@@ -410,6 +456,10 @@ def abort(conn: int, address: int) -> None:
         forget_place(conn)  # what comes late must not reach the medium any more
         _orphan_buffer(conn, address)
     task = task_at(address)[0]
+    task["post_status"] = -ENOENT
+    if task["cold_queued"] and target_at(conn)[0]["lower"]:
+        task["cold_queued"] = 0
+        forget_notice(target_at(conn)[0]["lower"], token_of(TOKEN_TASK, address))
     if task["state"] == STATE_HELD:
         forget_held(conn, task["cmd_sn"])
     elif not task["is_immediate"]:
@@ -424,6 +474,7 @@ def abort_task(conn: int, itt: int) -> int:
     if address == 0:
         return -ENOENT
     abort(conn, address)
+    _abort_below(conn, -1, -1, ONE_TASK, itt)
     return 0
 
 
@@ -452,7 +503,16 @@ def abort_before(conn: int, lun_number: int, cmd_sn: int) -> int:
         if lun_number == -1 or task["lun_number"] == lun_number:
             abort(conn, address)
             count += 1
+    _abort_below(conn, lun_number, cmd_sn, 0, 0)
     return count
+
+
+@nopython
+def _abort_below(conn: int, lun_number: int, cmd_sn: int, flags: int, itt: int) -> None:
+    """The engine's half of a datamover ends its tasks, too, and says when it has."""
+    mirror = target_at(conn)[0]["mirror"]
+    if mirror and add_abort(mirror, lun_number, cmd_sn, flags, itt) == 0:
+        port_at(conn)[0]["error"] = TOO_MANY_TASKS  # never more than its requests ask for
 
 
 @nopython
@@ -462,8 +522,10 @@ def aborted_work(conn: int, lun_number: int) -> int:
     count = 0
     for index in range(mine["task_count"]):
         task = task_at(int(mine["tasks"] + TASK_SIZE * index))[0]
-        if task["state"] == STATE_SENT and task["workers"] > 0:
+        if task["state"] in (STATE_SENT, STATE_RESPOND) and task["workers"] > 0:
             count += lun_number in (-1, task["lun_number"])
+    if mine["mirror"]:
+        count += aborts_under_way(mine["mirror"], lun_number)
     return count
 
 

@@ -198,6 +198,9 @@ def _make_data_in(conn: int, address: int) -> None:
     left = task["transfer"] - start
     burst_left = mine["max_burst_length"] - task["burst_sent"]
     length = min(port_at(conn)[0]["peer_max_recv_data_segment_length"], left, burst_left)
+    copied = _copied(conn, address)
+    if copied:
+        length = min(length, copied)
     is_last = length == left
     flags = bhs.FLAG_FINAL if is_last or length == burst_left else 0
     header = tx.begin(conn)
@@ -217,9 +220,24 @@ def _make_data_in(conn: int, address: int) -> None:
     task["sent"] += length
     task["burst_sent"] = 0 if flags & bhs.FLAG_FINAL else task["burst_sent"] + length
     task["data_in_sn"] = sn.add(task["data_in_sn"], 1)
-    _commit(conn, address, header, task["data_address"] + start, length)
+    if copied:
+        tx.commit_copy(conn, header, task["data_address"] + start, length)
+    else:
+        _commit(conn, address, header, task["data_address"] + start, length)
     if is_last:
         close_task(conn, address)
+
+
+@nopython
+def _copied(conn: int, address: int) -> int:
+    """How much of a task's data is copied into one PDU; 0 for data that only this task touches.
+
+    A LUN's memory may be written to at any time, by WRITEs of this and of other connections.
+    """
+    task = task_at(address)[0]
+    if task["is_cold"] or task["buffer"]:
+        return 0
+    return tx.copy_limit(conn)
 
 
 @nopython
@@ -256,7 +274,7 @@ def _commit(conn: int, address: int, header: int, data: int, length: int) -> Non
     """Send data of a task; its area or buffer must outlive the sending, a LUN does anyway."""
     task = task_at(address)[0]
     token = TOKEN_NONE
-    if (task["is_cold"] or task["buffer"]) and length:
+    if (task["is_cold"] or task["buffer"] or task["post"]) and length:
         task["tx_pending"] += 1
         token = token_of(TOKEN_TASK, address)
     tx.commit(conn, header, data, length, token)

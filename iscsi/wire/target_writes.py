@@ -9,7 +9,7 @@ from iscsi.wire import bhs
 from iscsi.wire.port import port_at
 from iscsi.wire.rx import forget_place
 from iscsi.wire.sense import ScsiStatus
-from iscsi.wire.target_command import end_spoiled
+from iscsi.wire.target_command import end_spoiled, stop_get
 from iscsi.wire.target_task import (
     STATE_DATA_OUT,
     STATE_RESPOND,
@@ -47,7 +47,8 @@ def half_written(conn: int, lun_number: int, start: int, end: int) -> int:
         if not _is_write(address, lun_number):
             continue
         task = task_at(address)[0]
-        if task["medium"] or (task["received"] == 0 and port["rx_object"] != address):
+        has_begun = task["received"] or task["post"] or port["rx_object"] == address
+        if task["medium"] or not has_begun:
             continue
         place = task["data_address"]
         if place < end and start < place + task["transfer"]:
@@ -95,6 +96,7 @@ def _refuse_coming(conn: int, address: int, sense: int) -> None:
     if task["spoiled"] == 0:
         task["spoiled"] = 1
         task["spoiled_sense"] = sense
+        stop_get(conn, address)
     if port_at(conn)[0]["rx_object"] == address:
         forget_place(conn)
     elif task["unsolicited"] == 0:

@@ -1,17 +1,26 @@
 """Transmit framing for both roles: PDUs are made when there is room and leave as spans of bytes.
 Headers lie side by side, so PDUs without data make one long span; data is sent from where it lies
-and must stay there until `retire` names its token.
+and must stay there until `retire` names its token, or from a copy that is made with its digest.
 """
 
 from typing import Final
 
 from iscsi.wire import bhs
-from iscsi.wire.crc32c import ONES, finish, update
-from iscsi.wire.port import INLINE_SIZE, TRAILER_SIZE, TX_SIZE, port_at, tx_at
+from iscsi.wire.crc32c import ONES, copy_and_update, finish, update
+from iscsi.wire.port import (
+    COPY_MARGIN,
+    INLINE_SIZE,
+    TOKEN_NONE,
+    TRAILER_SIZE,
+    TX_SIZE,
+    port_at,
+    tx_at,
+)
 from shm.jit import nopython
 from shm.memory import copy_bytes, store_8, store_24_be, store_32, store_64, zero_bytes
 
 BHS_LENGTH: Final = bhs.BHS_LENGTH
+DIGEST_LENGTH: Final = bhs.DIGEST_LENGTH
 DATA_SEGMENT_LENGTH: Final = bhs.OFFSET_DATA_SEGMENT_LENGTH
 
 
@@ -68,6 +77,43 @@ def commit(conn: int, header: int, data: int, length: int, token: int) -> None:
     entry["trailer_length"] = trailer
     entry["token"] = token
     entry["length"] = port["tx_header_length"] + length + trailer
+    port["tx_made"] += 1
+    port["tx_pdus"] += 1
+
+
+@nopython
+def copy_limit(conn: int) -> int:
+    """How much data `commit_copy` takes in one PDU; 0: data is sent from where it lies.
+
+    Data that somebody may change between its digest and its sending is to be copied, or the peer
+    would find a wrong digest. Without a digest it does not matter which of both it sees.
+    """
+    port = port_at(conn)[0]
+    return int(port["tx_copy_size"]) if port["data_digest"] else 0
+
+
+@nopython
+def commit_copy(conn: int, header: int, data: int, length: int) -> None:
+    """`commit` for 1..`copy_limit` bytes of data that may change: they are copied, with the digest.
+
+    The trailer lies behind the copy, so both are one span. Nothing is released when it is sent.
+    """
+    port = port_at(conn)[0]
+    store_24_be(header + DATA_SEGMENT_LENGTH, length)
+    if port["header_digest"]:
+        store_32(header + BHS_LENGTH, finish(update(ONES, header, BHS_LENGTH)))
+    place = _slot(conn, port["tx_made"]) * (port["tx_copy_size"] + COPY_MARGIN)
+    copy = port["tx_copies"] + place
+    padding = (-length) & 3
+    store_64(copy + length, 0)
+    crc = copy_and_update(ONES, copy, data, length)
+    store_32(copy + length + padding, finish(update(crc, copy + length, padding)))
+    entry = tx_at(_entry(conn, port["tx_made"]))[0]
+    entry["data_address"] = copy
+    entry["data_length"] = length + padding + DIGEST_LENGTH
+    entry["trailer_length"] = 0
+    entry["token"] = TOKEN_NONE
+    entry["length"] = port["tx_header_length"] + length + padding + DIGEST_LENGTH
     port["tx_made"] += 1
     port["tx_pdus"] += 1
 

@@ -38,7 +38,10 @@ from shm.operations import (
     CONTROL_ADD_REGION,
     CONTROL_ATTACH,
     CONTROL_DETACH,
+    CONTROL_ENABLE_MOVER,
     CONTROL_FAULT,
+    CONTROL_MAKE_POOL,
+    CONTROL_MAKE_TABLE,
     CONTROL_REMOVE_REGION,
 )
 from shm.records import CQE, NEVER, SLOT_SIZE, WQE, wqe_at
@@ -218,6 +221,42 @@ class ControlPort:
                 return False
             raise
         return True
+
+    def enable_mover(
+        self,
+        channel: int,
+        endpoint: int,
+        mover: int,
+        home: tuple[int, int, int],
+        pool: int = 0,
+        table: int = 0,
+    ) -> None:
+        """Make a connected endpoint a datamover's, by a prepared MOVER at this address.
+
+        `home`: region, offset and length of the host's block of memory; `pool`, `table`: endpoints
+        with its buffers and its units, or 0. Raises OSError.
+        """
+        region, offset, length = home
+        self._call(
+            CONTROL_ENABLE_MOVER,
+            endpoint=endpoint,
+            arg0=mover,
+            arg1=channel,
+            arg2=pool,
+            region=region,
+            offset=offset,
+            length=length,
+            user_data=table,
+        )
+
+    def make_pool(self, channel: int) -> int:
+        """Id of a new endpoint without a connection, for buffers several datamovers share."""
+        self.tables.load_datamover()  # It takes operations of the datamover from here on.
+        return self._call(CONTROL_MAKE_POOL, arg0=channel)
+
+    def make_table(self, channel: int, luns: int, count: int) -> int:
+        """Id of a new endpoint for the units in the LUN[count] at an address."""
+        return self._call(CONTROL_MAKE_TABLE, arg0=channel, arg1=luns, length=count)
 
     def wake(self) -> None:
         """Have a sleeping engine look around, for instance at its stop word."""

@@ -23,7 +23,9 @@ from ppe.cycle.records import (
     operation_at,
     row_at,
 )
+from ppe.cycle.services.mover_records import END
 from shm.atomics import load_relaxed, store_relaxed
+from shm.call import call_address
 from shm.jit import nopython
 from shm.layout import offset
 from shm.memory import load_32, store_32, zero_bytes
@@ -109,6 +111,10 @@ def new_endpoint(engine: int, channel: int, descriptor: int, state: int) -> int:
     endpoint["error"] = 0
     endpoint["announced"] = 0
     endpoint["held"] = 0
+    endpoint["mover"] = 0
+    endpoint["starved"] = NONE
+    endpoint["table"] = 0
+    endpoint["table_size"] = 0
     stats = stats_of(engine, index)
     zero_bytes(stats, ENDPOINT_STATS_SIZE)
     store_relaxed(stats + _ID, endpoint_id(engine, index))
@@ -206,6 +212,8 @@ def pop_send(engine: int, index: int, status: int) -> None:
 def flush_endpoint(engine: int, index: int, status: int) -> None:
     """Complete everything outstanding on an endpoint with `status`, oldest first."""
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    if endpoint["mover"] != 0:
+        call_address(engine_at(engine)[0]["datamover"], engine, index, status, END)
     if endpoint["connecting"] != NONE:
         operation = endpoint["connecting"]
         endpoint["connecting"] = NONE

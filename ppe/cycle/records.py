@@ -68,7 +68,12 @@ ENGINE: Final = record(
     Field("wqe", "<i8"),  # four slots, where a WQE is copied once and checked
     Field("vectors", "<i8"),  # struct iovec[SPANS_MAX]
     Field("message", "<i8"),  # struct msghdr
-    size=448,
+    Field("datamover", "<i8"),  # address of its service; 0: no endpoint uses it
+    Field("staging", "<i8"),  # where bytes are received whose place is not known yet
+    Field("staging_size", "<i8"),
+    Field("post", "<i8"),
+    Field("event", "<i8"),
+    size=512,
 )
 
 CHANNEL_ROW: Final = record(
@@ -105,7 +110,12 @@ ENDPOINT: Final = record(
     Field("error", "<i8"),  # errno that broke the transport
     Field("announced", "<i8"),  # EVENT_DISCONNECTED was published
     Field("held", "<i8"),  # sends marked MORE have waited one pass for what they announce
-    size=192,
+    Field("mover", "<i8"),  # address of the datamover's MOVER; 0: this is a stream
+    # A pool: the first endpoint that waits for a buffer of it; such an endpoint: the next one.
+    Field("starved", "<i8"),
+    Field("table", "<i8"),  # address of LUN[table_size], of units the engine serves itself; or 0
+    Field("table_size", "<i8"),
+    size=256,
 )
 
 OPERATION: Final = record(
@@ -136,7 +146,17 @@ CONNECTING: Final = 1
 CONNECTED: Final = 2
 LISTENING: Final = 3
 BROKEN: Final = 4
-STATE_NAMES: Final = ("free", "connecting", "connected", "listening", "broken")
+POOL: Final = 5  # no connection: buffers that several datamovers share
+TABLE: Final = 6  # no connection: units that the engine serves for several datamovers
+STATE_NAMES: Final = (
+    "free",
+    "connecting",
+    "connected",
+    "listening",
+    "broken",
+    "pool",
+    "table",
+)
 
 # Idle strategies.
 SPIN: Final = 0
@@ -148,7 +168,7 @@ CONTROL_CLIENT: Final = 1
 CONTROL_CHANNEL: Final = 0
 HUNG_UP: Final = 2  # value of `readable` that a short count does not clear: the end is coming
 CALLS_PER_VISIT: Final = 4  # transport calls for one endpoint before others get their turn
-SPANS_MAX: Final = 16  # of one receive or transmit call
+SPANS_MAX: Final = 64  # of one receive or transmit call
 VECTOR_SIZE: Final = 16
 NONE: Final = -1
 

@@ -32,6 +32,8 @@ from shm.records import SLOTS_PER_OPERATION_MAX, WQE
 from shm.view import address_of
 
 MESSAGE_SIZE: Final = 64  # struct msghdr takes 56
+SCRATCH_WORDS: Final = 16  # a POST or an EVENT of the datamover
+STAGING_SIZE: Final = 256 << 10  # bytes of one receive call whose place is not known yet
 
 
 @entry("int64(intp, int64)")
@@ -138,6 +140,22 @@ class EngineTables:
         state["wqe"] = address_of(self._new(WQE, SLOTS_PER_OPERATION_MAX))
         state["vectors"] = address_of(self._new(np.uint8, SPANS_MAX * VECTOR_SIZE))
         state["message"] = address_of(self._new(np.uint8, MESSAGE_SIZE))
+        state["post"] = address_of(self._new(np.int64, SCRATCH_WORDS))
+        state["event"] = address_of(self._new(np.int64, SCRATCH_WORDS))
+
+    def load_datamover(self) -> None:
+        """Make the engine able to serve datamover endpoints. Before any is enabled; idempotent.
+
+        Imported late: an engine that moves no iSCSI needs none of it.
+        """
+        from ppe.cycle.services import datamover
+
+        state = self.engine[0]
+        if state["staging"] != 0:
+            return
+        state["datamover"] = datamover.serve.address
+        state["staging_size"] = STAGING_SIZE
+        state["staging"] = address_of(self._new(np.uint8, STAGING_SIZE))
 
     def _settings(self) -> None:
         limits, settings, state = self.limits, self.settings, self.engine[0]

@@ -83,7 +83,7 @@ def test_discovery_tells_each_target_by_both_portals(target, open_iscsi):
             "sg_vpd --page=di {}",
             [r"NAA", r"Relative target port: 0x\d", r"Target port group: 0x\d", IQN + ",t,0x0001"],
         ),
-        ("sg_vpd --page=ei {}", [r"SIMPSUP=1", r"LUICLR"]),
+        ("sg_vpd --page=ei {}", [r"ORDSUP=1", r"SIMPSUP=1", r"LUICLR"]),
         ("sg_vpd --page=bl {}", [r"Maximum unmap LBA count: [1-9]", r"Maximum transfer length"]),
         ("sg_vpd --page=lbpv {}", [r"LBPU\): 1", r"LBPWS\): 1", r"Provisioning type: 2"]),
         ("sg_luns {}", [r"imples 1 lun entry", "0000000000000000"]),

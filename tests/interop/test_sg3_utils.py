@@ -21,7 +21,7 @@ PAGES = {
         "iqn.2026-01.org.example:t,t,0x0001",
         "Internet SCSI (iSCSI)",
     ],
-    0x86: ["SIMPSUP=1", "LUICLR=1"],
+    0x86: ["HEADSUP=1", "ORDSUP=1", "SIMPSUP=1", "LUICLR=1"],
     0x87: ["policy applies to all modes pages", "Policy: shared"],
     0x8F: ["block -> block"],
     0xB0: [
@@ -32,7 +32,27 @@ PAGES = {
         "Atomic alignment: 2",
     ],
     0xB1: ["Non-rotating medium"],
-    0xB2: ["Unmap command supported (LBPU): 1", "(LBPRZ): 1", "thin provisioned"],
+    0xB2: [
+        "Unmap command supported (LBPU): 1",
+        "(LBPRZ): 1",
+        "Threshold exponent: 11",
+        "thin provisioned",
+    ],
+}
+# A log page and its subpage, and what sg_logs is to find in it.
+LOGS = {
+    (0x00, 0x00): ["Logical block provisioning [lbp]", "General Statistics and Performance [gsp]"],
+    (0x00, 0xFF): ["0x0c,0xff", "0x19,0xff"],
+    (0x0C, 0x00): [
+        "Available LBA mapping threshold resource count: 2",
+        "Used LBA mapping threshold resource count: 0",
+        "Scope: dedicated to lu",
+    ],
+    (0x19, 0x00): [
+        "number of read commands = 1",
+        "number of logical blocks transmitted = 8",
+        "time interval integer = 0",
+    ],
 }
 
 
@@ -65,6 +85,18 @@ def test_a_vpd_page_is_understood(bench, page):
 def test_no_page_is_left_out(bench):
     listed = bench.send(cdbs.inquiry(0, 255), expected=255).data[4:]
     assert set(listed) == set(PAGES)
+
+
+@pytest.mark.interop("sg_logs")
+@pytest.mark.parametrize(("page", "subpage"), LOGS)
+def test_a_log_page_is_understood(page, subpage):
+    bench = Bench(ram())
+    assert len(bench.send(cdbs.read_10(0, 8), expected=8 * 512).data) == 8 * 512
+    cdb = bytes((0x4D, 0, 0x40 | page, subpage, 0, 0, 0, 4, 0, 0))
+    raw = bench.send(cdb, expected=1024).data
+    text = told("sg_logs", "--in=-", "--pdt=0", raw=raw)
+    for line in LOGS[page, subpage]:
+        assert line in text
 
 
 @pytest.mark.interop("sg_inq")

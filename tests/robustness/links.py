@@ -56,37 +56,31 @@ class Link:
 
 
 class Transmitter:
-    """Sends as an engine does: what was handed over is read from its memory some time later.
+    """Sends as an engine does: what was handed over is read from its memory some time later."""
 
-    `copies`: read it at once instead. For a READ of a unit in memory under a data digest, which
-    another command may change between the digest and the sending.
-    """
-
-    def __init__(self, doors, address, *, copies=False):
-        self._doors, self._address, self._copies = doors, address, copies
+    def __init__(self, doors, address):
+        self._doors, self._address = doors, address
         self._posted = []
 
     def post(self):
-        """Hand over what there is: up to eight spans, or all with `copies`."""
+        """Hand over what there is, up to eight spans."""
         while length := self._doors.tx_next(self._address):
-            start = int(port_at(self._address)[0]["span_address"])
-            data = ctypes.string_at(start, length) if self._copies else None
-            self._posted.append((start, length, data))
+            self._posted.append((int(port_at(self._address)[0]["span_address"]), length))
             self._doors.tx_take(self._address, length)
-            if not self._copies and len(self._posted) >= 8:
+            if len(self._posted) >= 8:
                 return
 
     def send(self, limit):
         """Up to `limit` bytes of what was handed over, and tell that they were sent."""
         pieces = []
         while limit and self._posted:
-            start, length, data = self._posted[0]
+            start, length = self._posted[0]
             size = min(length, limit)
-            pieces.append(ctypes.string_at(start, size) if data is None else data[:size])
+            pieces.append(ctypes.string_at(start, size))
             self._doors.tx_done(self._address, size)
             limit -= size
             if size == length:
                 self._posted.pop(0)
             else:
-                self._posted[0] = (start + size, length - size, data and data[size:])
+                self._posted[0] = (start + size, length - size)
         return b"".join(pieces)

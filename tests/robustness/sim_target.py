@@ -160,11 +160,7 @@ class SimTarget:
             connection = session.connection
             connection.enter(self.memory, 0, self.limits, STAGING, 0, self.buffers)
             connection.keepalive = Keepalive(self.nop_ns, 15 * 10**9)
-            session.transmitter = Transmitter(
-                doors,
-                connection.protocol.address,
-                copies=connection.result.connection.data_digest,
-            )
+            session.transmitter = Transmitter(doors, connection.protocol.address)
             for lun in self.target.units:
                 connection.nexus.raise_attention(lun, Asc.POWER_ON_RESET)
 

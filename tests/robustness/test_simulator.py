@@ -3,6 +3,7 @@
 import pytest
 
 from iscsi.session import replay
+from iscsi.target import connection
 from shm.jit import JIT_DISABLED
 from tests.robustness import sim_initiator, sim_operations
 from tests.robustness.simulator import Failure, Simulation, main
@@ -71,6 +72,10 @@ class TestItNotices:
 
         monkeypatch.setattr(sim_initiator.SimInitiator, "_completed", forget)
         assert fails()
+
+    def test_a_digest_of_data_that_is_changed_before_it_is_sent(self, monkeypatch):
+        monkeypatch.setattr(connection, "lend_copies", lambda *_: None)
+        assert fails(faults=0.0)
 
     def test_an_abort_that_is_believed_before_it_is_answered(self, monkeypatch):
         manage = sim_initiator.SimInitiator.manage

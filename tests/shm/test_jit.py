@@ -17,12 +17,18 @@ from shm.jit import (
     nopython,
     prune_cache,
     python_version,
-    reachable_sources,
 )
 
+# What a person does to the files while this process is between its imports and the compiler.
 DOOR = """
+import os
+import pathlib
+
 from bench.middle import double
 from shm.jit import compilations, entry
+
+if text := os.environ.get("EDIT"):
+    pathlib.Path("bench/leaf.py").write_text(text)
 
 with compilations() as compiled:
     @entry("int64(int64)")
@@ -51,14 +57,22 @@ def addition(value):
     return value + {}
 """
 
+EDITED_AND_RELOADED = """
+import importlib
+import pathlib
+import bench.constants
+pathlib.Path("bench/constants.py").write_text("BASE = 22")
+importlib.reload(bench.constants)
+"""
+
 
 @pytest.fixture
 def project(tmp_path):
     """A project of its own: the real `shm.jit`, an entry, and two helper files below it."""
     for package in ("shm", "bench"):
         (tmp_path / package).mkdir()
-        (tmp_path / package / "__init__.py").touch()
-    shutil.copy(ROOT / "shm" / "jit.py", tmp_path / "shm")
+    for name in ("shm/__init__.py", "shm/jit.py", "shm/imported.py", "bench/__init__.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "bench" / "door.py").write_text(DOOR)
     (tmp_path / "bench" / "middle.py").write_text(MIDDLE)
     (tmp_path / "bench" / "leaf.py").write_text(LEAF.format(1))
@@ -67,10 +81,11 @@ def project(tmp_path):
 
 def run(project, **environment):
     """(answer, functions compiled) of one start."""
+    kept = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     found = subprocess.run(
         [sys.executable, "-m", "bench.door"],
         cwd=project,
-        env={**os.environ, "PPE_CACHE_DIR": str(project / "cache"), **environment},
+        env={**kept, "PPE_CACHE_DIR": str(project / "cache"), **environment},
         capture_output=True,
         text=True,
         timeout=90,
@@ -88,8 +103,9 @@ def test_an_edit_two_files_below_an_entry_is_seen_and_no_edit_compiles_nothing(p
     assert answer == 42
     assert compiled > 0
     assert run(project) == (42, 0)
-    (project / "bench" / "leaf.py").write_text(LEAF.format(2))
-    assert run(project)[0] == 44
+    # Another size each time: Python does not see an edit within a second that leaves the size.
+    (project / "bench" / "leaf.py").write_text(LEAF.format(22))
+    assert run(project)[0] == 84
     (project / "bench" / "leaf.py").write_text(LEAF.format(1))
     assert run(project) == (42, 0)  # the former sources' code is still there
 
@@ -111,32 +127,62 @@ def test_without_the_compiler_the_same_source_gives_the_same_answer(project):
     assert run(project, NUMBA_DISABLE_JIT="1") == (42, 0)
 
 
-def test_sources_are_found_through_every_form_of_import(tmp_path, monkeypatch):
-    monkeypatch.setattr(jit, "ROOT", tmp_path)
-    jit._imports_of.cache_clear()
-    for name in ("bench", "host"):
-        (tmp_path / name).mkdir()
-    files = {
-        "bench/a.py": "import host.b\nfrom host import c, d as other\n",
-        "host/b.py": "def late():\n    from host.e import x\n",
-        "host/c.py": "from host import (\n    f,\n)\nimport numpy\n",
-        "host/d.py": "",
-        "host/e.py": "x = 1\n",
-        "host/f.py": "from bench import a\n",
-        "host/unused.py": "",
-    }
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    found = {str(path.relative_to(tmp_path)) for path in reachable_sources(tmp_path / "bench/a.py")}
-    jit._imports_of.cache_clear()
-    assert found == set(files) - {"host/unused.py"}
+@pytest.mark.slow
+@pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
+def test_code_from_before_an_edit_is_not_kept_for_those_who_start_after_it(project):
+    answer, compiled = run(project, EDIT=LEAF.format(11))
+    assert answer == 42  # what it imported, before the edit
+    assert compiled > 0
+    answer, compiled = run(project)
+    assert answer == 62
+    assert compiled > 0
+    assert run(project) == (62, 0)
 
 
-def test_the_ring_is_reachable_from_the_channel_and_the_channel_not_from_the_ring():
-    ring, channel = ROOT / "shm" / "ring.py", ROOT / "shm" / "channel.py"
-    assert ring in reachable_sources(channel)
-    assert channel not in reachable_sources(ring)
-    assert ROOT / "shm" / "atomics.py" in reachable_sources(channel)
+@pytest.mark.slow
+@pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
+def test_a_process_from_before_an_edit_is_not_given_the_code_of_after_it(project):
+    (project / "bench" / "leaf.py").write_text(LEAF.format(11))
+    assert run(project)[0] == 62
+    (project / "bench" / "leaf.py").write_text(LEAF.format(1))
+    assert run(project, EDIT=LEAF.format(11))[0] == 42
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
+def test_bytecode_that_python_did_not_see_was_old_is_not_kept_under_the_new_source(project):
+    leaf = project / "bench" / "leaf.py"
+    assert run(project)[0] == 42
+    at = leaf.stat().st_mtime
+    leaf.write_text(LEAF.format(2))
+    os.utime(leaf, (at, at))  # as a second edit within the second of the first
+    shutil.rmtree(project / "cache")
+    assert run(project)[0] == 42
+    os.utime(leaf, (at + 2, at + 2))
+    assert run(project)[0] == 44
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
+@pytest.mark.parametrize(
+    ("package", "before", "culprit"),
+    [
+        ("", "import bench.constants", "bench"),
+        ("import shm", EDITED_AND_RELOADED, r"bench\.constants"),
+    ],
+    ids=["before the watch", "two codes"],
+)
+def test_what_was_compiled_from_nobody_knows_what_is_not_kept_and_says_so(
+    project, package, before, culprit
+):
+    (project / "bench" / "__init__.py").write_text(package)
+    (project / "bench" / "door.py").write_text(f"{before}\n{DOOR}")
+    for _ in range(2):
+        (project / "bench" / "constants.py").write_text("BASE = 1")
+        assert run(project, PYTHONWARNINGS="ignore")[1] > 0
+    (project / "bench" / "constants.py").write_text("BASE = 1")
+    with pytest.raises(AssertionError, match=f"not kept: {culprit} was imported before shm"):
+        run(project, PYTHONWARNINGS="error::RuntimeWarning")
 
 
 def test_pruning_keeps_what_was_used_lately(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 
 from shm.jit import JIT_DISABLED
 from tests.shm.model import programs
-from tests.shm.model.machine import Explorer, Model, Thread, explore
+from tests.shm.model.machine import Explorer, Model, Ring, Thread, explore
 from tests.shm.model.steps import (
     EVENTFD,
     Record,
@@ -16,6 +16,8 @@ from tests.shm.model.steps import (
     futex_wait,
     futex_wake,
     load,
+    plain_load,
+    plain_store,
     store,
 )
 
@@ -76,6 +78,69 @@ def test_stores_of_one_thread_are_seen_in_their_order():
         keep(private, 10 * second + first)
 
     assert outcomes(write, read) == {(0, 0), (0, 1), (0, 11)}
+
+
+def plain_writer(*steps):
+    def program(private):
+        for step, address in steps:
+            yield from step(address, 1)
+        keep(private, 0)
+
+    return program
+
+
+def read_y_then_x(private):
+    second = yield from load(Y)
+    first = yield from load(X)
+    keep(private, 10 * second + first)
+
+
+def test_ordinary_stores_are_seen_in_any_order():
+    found = outcomes(plain_writer((plain_store, X), (plain_store, Y)), read_y_then_x)
+    assert found == {(0, 0), (0, 1), (0, 10), (0, 11)}
+
+
+def test_an_ordinary_store_is_seen_before_a_later_atomic_one():
+    found = outcomes(plain_writer((plain_store, X), (store, Y)), read_y_then_x)
+    assert found == {(0, 0), (0, 1), (0, 11)}
+
+
+@pytest.mark.parametrize(("hoist", "seen"), [(0, set()), (1, {(0, 10)})])
+def test_an_ordinary_store_overtakes_as_many_earlier_atomic_ones_as_it_may(hoist, seen):
+    found = outcomes(plain_writer((store, X), (plain_store, Y)), read_y_then_x, hoist=hoist)
+    assert found == {(0, 0), (0, 1), (0, 11)} | seen
+
+
+def test_an_ordinary_store_stays_behind_a_fence_and_behind_its_own_word():
+    def write(private):
+        yield from store(X, 1)
+        yield from fence()
+        yield from plain_store(Y, 1)
+        yield from plain_store(Y, 2)
+        keep(private, 0)
+
+    assert outcomes(write, read_y_then_x) == {(0, 0), (0, 1), (0, 11), (0, 21)}
+
+    def last(records, memory):
+        return None if memory[Y] == 2 else "an older store came last"
+
+    records = {RESULT: Record("result", value=-1)}
+    explore(Model([Thread("t0", write, records)], {X: 0, Y: 0}, final=last))
+
+
+def test_a_word_that_no_model_tracks_reads_as_nothing_and_one_that_nobody_knows_is_an_error():
+    seen = []
+
+    def program(private):
+        yield from plain_store(0x400 + 56, 7)
+        seen.append((yield from plain_load(0x400 + 56)))
+
+    thread = Thread("t0", program, {RESULT: Record("consumer", position=0)})
+    memory = {0x400: 0, 0x400 + 8: 0}
+    explore(Model([thread], memory, rings=[Ring(0x400, 1, "t0", "consumer")], tracked=(1,)))
+    assert set(seen) == {0}
+    with pytest.raises(KeyError):
+        outcomes(plain_writer((plain_store, 24)))
 
 
 def test_a_thread_reads_its_own_buffered_store():

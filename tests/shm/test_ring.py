@@ -1,5 +1,6 @@
 """The ring against its specification: a bounded first-in first-out queue."""
 
+import re
 from collections import deque
 
 import numpy as np
@@ -8,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shm import ring
-from shm.jit import python_version
+from shm.atomics import load_acquire, store_release
+from shm.jit import JIT_DISABLED, nopython, python_version
 from shm.records import SLOT_SIZE
 from shm.view import address_of
 from tests.shm import doors
@@ -181,3 +183,29 @@ def test_release_skips_entries_that_were_read_in_place():
     queue.post_burst([1, 2, 3])
     doors.release(queue.consumer_at, 2)
     assert queue.poll(8) == [3]
+
+
+# --- what the compiler makes of the copy ---------------------------------------------------------
+
+
+@nopython
+def take_and_publish(target, source):
+    if load_acquire(source) == 77:
+        ring.copy_entry(target, source)
+        store_release(target, 99)
+
+
+@pytest.mark.skipif(JIT_DISABLED, reason="there is no assembly without the compiler")
+def test_a_wide_copy_stays_between_the_acquire_before_it_and_the_publication_after_it():
+    slots = np.zeros((2, 8), np.int64)
+    slots[0] = (77, *range(1, 8))
+    take_and_publish(address_of(slots) + 64, address_of(slots))
+    assert slots[1].tolist() == [99, *range(1, 8)]
+    (text,) = take_and_publish.inspect_asm().values()
+    body = re.search(r"^_ZN.*?:\n(.*?)\.Lfunc_end0", text, re.DOTALL | re.MULTILINE)[1]
+    publication = body.index("$99, (%r")
+    acquire = re.search(r"\t(mov|cmp)\w*\t[^\n]* ?\(%r\w+\)", body).start()
+    moves = list(re.finditer(r"\tv?mov\w+\t(?:%(\w+), )?\d+\(%r\w+\)(?:, %(\w+))?\n", body))
+    registers = [move[1] or move[2] for move in moves]
+    assert sum("mm" in name for name in registers) >= 4  # two wide loads and two wide stores
+    assert all(acquire < move.start() < publication for move in moves)

@@ -2,7 +2,7 @@
 offsets, no SCSI; what fails on the medium is an OSError.
 """
 
-from iscsi.target.backends.base import Backend, check_range
+from iscsi.target.backends.base import Backend, Usage, check_range
 from iscsi.target.backends.file import CACHE_MODES, FileBackend
 from iscsi.target.backends.medium import Medium
 from iscsi.target.backends.null import NullBackend
@@ -15,5 +15,6 @@ __all__ = [
     "Medium",
     "NullBackend",
     "RamBackend",
+    "Usage",
     "check_range",
 ]

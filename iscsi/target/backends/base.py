@@ -3,12 +3,24 @@ caller's mistake (ValueError), what fails on the medium is an OSError that keeps
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from iscsi.target.backends.medium import Medium
 
 # Anything with the buffer protocol, one byte per item; Python 3.11 has no name for it.
 Bytes = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a thin backend takes, and what is left for its unmapped pieces, in bytes. `shared`:
+    others may use up what is left. Both are estimates where a file system keeps the books.
+    """
+
+    used: int
+    available: int
+    shared: bool = False
 
 
 class Backend(Protocol):
@@ -80,6 +92,9 @@ class Backend(Protocol):
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
         """The range as pieces `(length, mapped)`, in order; neighbours differ."""
+
+    def usage(self) -> Usage | None:
+        """How much room it takes; None where it is not thin, or nobody can tell. OSError."""
 
     def resize(self, size: int) -> None:
         """Grow with zeros, or cut off. OSError: ENOSPC, or EOPNOTSUPP where it has one size."""

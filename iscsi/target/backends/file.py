@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from iscsi.target.backends.base import Bytes, check_range, merged
+from iscsi.target.backends.base import Bytes, Usage, check_range, merged
 from iscsi.target.backends.libc import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
 from iscsi.target.backends.medium import FILE, Medium
 
@@ -21,6 +21,7 @@ from iscsi.target.backends.medium import FILE, Medium
 CACHE_MODES: Final = ("writeback", "writethrough", "direct", "directsync")
 ALIGNMENT: Final = 4096  # of O_DIRECT; every block device of today takes it
 _BOUNCE: Final = 1 << 20
+_COUNTED: Final = 512  # bytes of what st_blocks counts, whatever the file system
 _ZEROS: Final = bytes(_BOUNCE)
 # What a file system says that does not know a mode of fallocate, or a device.
 _CANNOT: Final = (errno.EOPNOTSUPP, errno.ENODEV, errno.ENOSYS, errno.EINVAL)
@@ -253,6 +254,17 @@ class FileBackend:
                 yield hole - data, True
                 data = hole
             offset = data
+
+    def usage(self) -> Usage | None:
+        """What the file system counts for the file, and what it has left, for this or for others.
+
+        None for a device, which does not tell.
+        """
+        if not self.is_thin or self._is_device:
+            return None
+        about, room = os.fstat(self._buffered), os.fstatvfs(self._buffered)
+        used = min(about.st_blocks * _COUNTED, self.size)
+        return Usage(used, min(self.size - used, room.f_bavail * room.f_frsize), shared=True)
 
     def resize(self, size: int) -> None:
         """Grow with zeros (a thick file takes the room at once) or cut off."""

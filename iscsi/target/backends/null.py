@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from iscsi.target.backends.base import Bytes, check_range, merged
+from iscsi.target.backends.base import Bytes, Usage, check_range, merged
 from iscsi.target.backends.medium import NULL, Medium
 
 
@@ -54,6 +54,10 @@ class NullBackend:
         """All of it counts as mapped: nothing can be told apart."""
         check_range(offset, length, self.size)
         return merged(iter([(length, True)]))
+
+    def usage(self) -> Usage | None:
+        """Nobody can tell."""
+        return None
 
     def resize(self, size: int) -> None:
         """Any size."""

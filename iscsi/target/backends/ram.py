@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from host.memory import Buffer
-from iscsi.target.backends.base import Bytes, check_range, merged
+from iscsi.target.backends.base import Bytes, Usage, check_range, merged
 from shm.view import address_of
 
 GRANULARITY: Final = 4096
@@ -146,6 +146,15 @@ class RamBackend:
             stop = min((first + count) * self.granularity, end)
             yield stop - offset, bool(found[0])
             offset = stop
+
+    def usage(self) -> Usage | None:
+        """What its map says; the memory for the rest is this backend's own already."""
+        if not self.is_thin:
+            return None
+        pieces = -(-self.size // self.granularity)
+        mapped = int(np.count_nonzero(self._map[:pieces])) * self.granularity
+        used = min(mapped, self.size)
+        return Usage(used, self.size - used)
 
     def resize(self, size: int) -> None:
         """Cut off, or grow with zeros into the room the buffer has; OSError ENOSPC beyond it."""

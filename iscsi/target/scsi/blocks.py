@@ -49,6 +49,15 @@ def cdb_range(command: Command) -> tuple[int, int]:
     return command.number(*lba), command.number(*length)
 
 
+def moves(command: Command) -> int | None:
+    """The bytes that a command laid out like READ moves; None beyond the end of the unit."""
+    lba, blocks = cdb_range(command)
+    unit = command.present
+    if lba + blocks > unit.blocks:
+        return None
+    return min(blocks * unit.block_size, command.expected_length)
+
+
 def _checked(command: Command) -> Extent | Answer:
     if command.cdb[0] >> 5 and command.cdb[1] & _PROTECT:
         return INVALID_FIELD
@@ -90,6 +99,7 @@ def _row(is_write: bool, usage: str) -> Row:
         access=Access.WRITE if is_write else Access.READ,
         reservation=Reservation.WRITE_LIKE if is_write else Reservation.READ_LIKE,
         slow=_may_wait,
+        moves=moves,
     )
 
 

@@ -155,6 +155,9 @@ class Row:
     # First block and count of what the command must find whole: no WRITE of which a part has come
     # may be under way there, so that nobody's block ends up made of two.
     whole: Callable[[Command], tuple[int, int]] | None = None
+    # The bytes it moves, of what counts as a read or a write command (SPC-4 table 375); None says
+    # that this one is not counted, because it cannot be done.
+    moves: Callable[[Command], int | None] | None = None
     # Whether a unit has this command at all; None: every unit has.
     offered: Callable[[LogicalUnit], bool] | None = None
 

@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 from typing import Final
 
+from iscsi.target.activity import Counts
 from iscsi.target.nexus import RESETS
 from iscsi.target.scsi import (
     atomic,
@@ -16,6 +17,7 @@ from iscsi.target.scsi import (
     copy,
     defects,
     inquiry,
+    logs,
     luns,
     mode,
     opcodes,
@@ -57,6 +59,7 @@ ALWAYS_SERVED: Final = frozenset((INQUIRY, REPORT_LUNS, REQUEST_SENSE))
 _MODULES: Final = (
     inquiry,
     luns,
+    logs,
     mode,
     capacity,
     power,
@@ -148,7 +151,7 @@ def _admit(command: Command) -> Answer | None:
             if code not in RESETS and isinstance(row, Row) and _conflicts(command, row):
                 return RESERVATION_CONFLICT
             command.nexus.take_attention(command.lun)
-            return refuse(code, SenseKey.UNIT_ATTENTION)
+            return refuse(code, SenseKey.UNIT_ATTENTION, information=code.information)
     if isinstance(row, Answer):
         return row
     if control_byte(command.cdb) & _NACA:
@@ -160,7 +163,16 @@ def _admit(command: Command) -> Answer | None:
     refusal = _admit_at_unit(command, row)
     if refusal is None and row.prepare is not None:
         refusal = row.prepare(command)
+    if refusal is None and row.moves is not None:
+        _count(command, row)
     return refusal
+
+
+def _count(command: Command, row: Row) -> None:
+    length = None if row.moves is None else row.moves(command)
+    if length is not None and command.lun is not None:
+        is_write = row.access is Access.WRITE
+        command.present.count(command.target, command.lun, Counts.one(length, is_write=is_write))
 
 
 def _conflicts(command: Command, row: Row) -> bool:

@@ -85,14 +85,11 @@ def _padded(name: str) -> bytes:
 
 
 def _extended(command: Command, unit: LogicalUnit) -> bytes:
-    """Page 86 (SPC-4 §7.8.7): simple tasks, no protection, LUICLR.
-
-    Ordered and head-of-queue tasks are served like simple ones, so they are not promised: the data
-    of a WRITE comes in its initiator's time, files are read and written by several threads, and
-    no task waits for another here (SAM-5 §8.6 would want both kinds to keep later ones waiting).
+    """Page 86 (SPC-4 §7.8.7): simple, ordered and head-of-queue tasks (`iscsi.target.turns`), no
+    protection, LUICLR.
     """
     body = bytearray(60)
-    body[1] = 0x01  # SIMPSUP, without ORDSUP and HEADSUP
+    body[1] = 0x07  # HEADSUP, ORDSUP, SIMPSUP
     body[2] = int(unit.backend.write_cache)  # V_SUP
     body[3] = 0x01  # LUICLR
     return bytes(body)
@@ -141,7 +138,7 @@ _PAGES: Final[Mapping[int, Callable[[Command, LogicalUnit], bytes]]] = {
         data.build_block_characteristics(erases=unit.is_thin)
     ),
     data.VpdPage.LOGICAL_BLOCK_PROVISIONING: lambda command, unit: data.build_provisioning(
-        thin=unit.is_thin
+        thin=unit.is_thin, threshold_exponent=unit.threshold_exponent
     ),
 }
 

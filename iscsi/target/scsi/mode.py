@@ -1,11 +1,12 @@
 """MODE SENSE and MODE SELECT, 6 and 10 bytes (SPC-4 §6.11 to §6.14, §7.5): the caching, control and
-informational exceptions pages. Pages are shared by all nexuses and cannot be saved.
+informational exceptions pages, and what `mode_thresholds` adds for thin units. Pages are shared by
+all nexuses and cannot be saved.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Final
 
+from iscsi.target.scsi import mode_thresholds
 from iscsi.target.scsi.command import (
     GOOD,
     INVALID_FIELD,
@@ -18,6 +19,7 @@ from iscsi.target.scsi.command import (
     Rows,
     refuse,
 )
+from iscsi.target.scsi.mode_page import Page, PageKey, key_of, length_of
 from iscsi.target.units import LogicalUnit
 from iscsi.wire.scsi_data import ModePage
 from iscsi.wire.sense import Asc
@@ -38,16 +40,9 @@ _WRITE_PROTECT: Final = 0x80
 _WCE: Final = 0x04
 _D_SENSE: Final = 0x04
 _SWP: Final = 0x08
-
-
-@dataclass(frozen=True, slots=True)
-class _Page:
-    """A mode page: its values now and by default, the bits MODE SELECT may change, and how."""
-
-    current: Callable[[LogicalUnit], bytes]
-    default: Callable[[LogicalUnit], bytes]
-    changeable: Callable[[LogicalUnit], bytes]
-    set: Callable[[LogicalUnit, bytes], None]
+_TAS: Final = 0x40
+_GLTSD: Final = 0x02
+_TST_PER_NEXUS: Final = 0x20
 
 
 def _caching(write_cache: bool) -> bytes:
@@ -60,15 +55,17 @@ def _set_caching(unit: LogicalUnit, page: bytes) -> None:
         unit.backend.set_write_cache(wanted)
 
 
-def _control(descriptor_sense: bool, write_protect: bool) -> bytes:
-    """GLTSD; commands may be reordered; busy timeout unlimited; TAS 0."""
-    head = bytes((ModePage.CONTROL, 0x0A, 0x02 | _D_SENSE * descriptor_sense, 0x10))
-    return (head + bytes((_SWP * write_protect, 0, 0, 0, 0xFF, 0xFF))).ljust(12, b"\0")
+def _control(descriptor_sense: bool, write_protect: bool, task_aborted: bool) -> bytes:
+    """A task set for each I_T nexus; GLTSD; commands may be reordered; busy timeout unlimited."""
+    first = _TST_PER_NEXUS | _GLTSD | _D_SENSE * descriptor_sense
+    head = bytes((ModePage.CONTROL, 0x0A, first, 0x10, _SWP * write_protect, _TAS * task_aborted))
+    return (head + bytes((0, 0, 0xFF, 0xFF))).ljust(12, b"\0")
 
 
 def _set_control(unit: LogicalUnit, page: bytes) -> None:
     unit.descriptor_sense = bool(page[2] & _D_SENSE)
     unit.software_write_protect = bool(page[4] & _SWP)
+    unit.task_aborted_status = bool(page[5] & _TAS)
     unit.refresh_gate()
 
 
@@ -77,26 +74,34 @@ def _exceptions() -> bytes:
     return bytes((ModePage.INFORMATIONAL_EXCEPTIONS, 0x0A)).ljust(12, b"\0")
 
 
-_PAGES: Final[Mapping[int, _Page]] = {
-    ModePage.CACHING: _Page(
+_PAGES: Final[Mapping[PageKey, Page]] = {
+    (ModePage.CACHING, 0): Page(
         lambda unit: _caching(unit.backend.write_cache),
         lambda unit: _caching(unit.backend.write_cache),
         lambda unit: _caching(unit.backend.write_cache_changeable),
         _set_caching,
     ),
-    ModePage.CONTROL: _Page(
-        lambda unit: _control(unit.descriptor_sense, unit.software_write_protect),
-        lambda unit: _control(descriptor_sense=False, write_protect=False),
-        lambda unit: bytes((ModePage.CONTROL, 0x0A, _D_SENSE, 0, _SWP)).ljust(12, b"\0"),
+    (ModePage.CONTROL, 0): Page(
+        lambda unit: _control(
+            unit.descriptor_sense, unit.software_write_protect, unit.task_aborted_status
+        ),
+        lambda unit: _control(descriptor_sense=False, write_protect=False, task_aborted=False),
+        lambda unit: bytes((ModePage.CONTROL, 0x0A, _D_SENSE, 0, _SWP, _TAS)).ljust(12, b"\0"),
         _set_control,
     ),
-    ModePage.INFORMATIONAL_EXCEPTIONS: _Page(
+    (ModePage.INFORMATIONAL_EXCEPTIONS, 0): Page(
         lambda unit: _exceptions(),
         lambda unit: _exceptions(),
         lambda unit: _exceptions(),
         lambda unit, page: None,
     ),
+    **mode_thresholds.PAGES,
 }
+
+
+def _pages_of(unit: LogicalUnit) -> dict[PageKey, Page]:
+    """The pages this unit has, in order."""
+    return {key: _PAGES[key] for key in sorted(_PAGES) if _PAGES[key].offered(unit)}
 
 
 # --- MODE SENSE ----------------------------------------------------------------------------------
@@ -106,11 +111,15 @@ def _mode_sense(command: Command) -> Answer:
     control, page, subpage = command.cdb[2] >> 6, command.cdb[2] & 0x3F, command.cdb[3]
     if control == _SAVED:
         return refuse(Asc.SAVING_NOT_SUPPORTED)
-    wanted = list(_PAGES) if page == ModePage.ALL else [page]
-    if any(known not in _PAGES for known in wanted) or subpage not in (0, _ALL_SUBPAGES):
-        return INVALID_FIELD
     unit = command.present
-    pages = b"".join(_values(_PAGES[known], unit, control) for known in sorted(wanted))
+    found = [
+        each
+        for (code, sub), each in _pages_of(unit).items()
+        if page in (code, ModePage.ALL) and subpage in (sub, _ALL_SUBPAGES)
+    ]
+    if not found:
+        return INVALID_FIELD
+    pages = b"".join(_values(each, unit, control) for each in found)
     ten = command.cdb[0] == MODE_SENSE_10
     descriptor = b""
     if not command.cdb[1] & _DBD and unit.medium_present:
@@ -118,7 +127,7 @@ def _mode_sense(command: Command) -> Answer:
     return Answer(data=_mode_data(command, descriptor, pages, ten=ten))
 
 
-def _values(page: _Page, unit: LogicalUnit, control: int) -> bytes:
+def _values(page: Page, unit: LogicalUnit, control: int) -> bytes:
     if control == _CHANGEABLE:
         return page.changeable(unit)
     return page.default(unit) if control == _DEFAULT else page.current(unit)
@@ -184,32 +193,34 @@ def _check_descriptor(unit: LogicalUnit, raw: bytes, *, long: bool) -> Answer | 
 
 
 def _set_pages(command: Command, unit: LogicalUnit, data: bytes) -> Answer:
-    found: list[tuple[_Page, bytes]] = []
+    pages = _pages_of(unit)
+    found: list[tuple[Page, bytes]] = []
     at = 0
     while at < len(data):
-        if at + 2 > len(data) or at + 2 + data[at + 1] > len(data):
+        end = at + length_of(data[at:])
+        if end > len(data):
             return PARAMETER_LIST_LENGTH_ERROR
-        raw = data[at : at + 2 + data[at + 1]]
-        page = _PAGES.get(raw[0] & 0x7F)  # PS is reserved here
+        raw = data[at:end]
+        page = pages.get(key_of(raw))
         if page is None or not _may_set(unit, page, raw):
             return INVALID_PARAMETER
         found.append((page, raw))
-        at += len(raw)
-    before = [page.current(unit) for page in _PAGES.values()]
+        at = end
+    before = [page.current(unit) for page in pages.values()]
     for page, raw in found:
         page.set(unit, raw)
-    if before != [page.current(unit) for page in _PAGES.values()]:
+    if before != [page.current(unit) for page in pages.values()]:
         unit.broadcast(Asc.MODE_PARAMETERS_CHANGED, command.nexus)
     return GOOD
 
 
-def _may_set(unit: LogicalUnit, page: _Page, raw: bytes) -> bool:
-    """Whether only changeable bits differ from what is."""
+def _may_set(unit: LogicalUnit, page: Page, raw: bytes) -> bool:
+    """Whether only changeable bits differ from what is, and the values can be together."""
     current, mask = page.current(unit), page.changeable(unit)
     if len(raw) != len(current):
         return False
     pairs = zip(raw[2:], current[2:], mask[2:], strict=True)
-    return all((new ^ old) & ~can == 0 for new, old, can in pairs)
+    return all((new ^ old) & ~can == 0 for new, old, can in pairs) and page.is_possible(raw)
 
 
 ROWS: Final[Rows] = {

@@ -13,6 +13,9 @@ _NOT_SUPPORTED: Final = 1
 _TIMEOUTS_LENGTH: Final = 12
 # ABORT TASK, ABORT TASK SET, CLEAR TASK SET, LOGICAL UNIT RESET, TARGET RESET.
 _TASK_FUNCTIONS: Final = 0xDA
+# RFC 7144: QUERY TASK, and QUERY ASYNCHRONOUS EVENT, QUERY TASK SET, I_T NEXUS RESET.
+_QUERY_TASK: Final = 0x04
+_MORE_FUNCTIONS: Final = 0x07
 
 _served: dict[tuple[int, int | None], Row] = {}
 
@@ -70,7 +73,10 @@ def _report_task_functions(command: Command) -> Answer:
     extended = command.cdb[2] & _RCTD
     if command.number(6, 4) < 4:
         return INVALID_FIELD
-    body = bytes((_TASK_FUNCTIONS, 0, 0, 0x0C if extended else 0))
+    functions = (_TASK_FUNCTIONS, 0)
+    if command.nexus.protocol_level > 1:
+        functions = (_TASK_FUNCTIONS | _QUERY_TASK, _MORE_FUNCTIONS)
+    body = bytes((*functions, 0, 0x0C if extended else 0))
     return Answer(data=body.ljust(16, b"\0") if extended else body)
 
 

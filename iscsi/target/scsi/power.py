@@ -47,7 +47,8 @@ def _current(command: Command) -> Sense:
         return _sense(SenseKey.ILLEGAL_REQUEST, Asc.LUN_NOT_SUPPORTED)
     code = command.nexus.take_attention(command.lun)
     if code is not None:
-        return _sense(SenseKey.UNIT_ATTENTION, code)
+        asc, ascq = code >> 8, code & 0xFF
+        return Sense(SenseKey.UNIT_ATTENTION, asc, ascq, code.information)
     condition = None if unit.condition is None else unit.condition()
     if condition is not None:
         return condition

@@ -119,6 +119,7 @@ ROWS: Final = {
         access=Access.WRITE,
         reservation=Reservation.WRITE_LIKE,
         slow=True,
+        moves=lambda command: 0,
         offered=_is_thin,
     ),
     (0x9E, 0x12): Row(

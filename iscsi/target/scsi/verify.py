@@ -5,7 +5,7 @@ verified is read from the backend, so a medium that fails is found.
 from collections.abc import Callable
 from typing import Final
 
-from iscsi.target.scsi import medium
+from iscsi.target.scsi import blocks, medium
 from iscsi.target.scsi.command import GOOD, Access, Answer, Command, Reservation, Row
 from iscsi.target.scsi.medium import CDB_10, CDB_12, CDB_16, Form, Refused, Span
 
@@ -101,6 +101,7 @@ def _write_row(form: Form, usage: str) -> Row:
         access=Access.WRITE,
         reservation=Reservation.WRITE_LIKE,
         slow=True,
+        moves=blocks.moves,
     )
 
 

@@ -43,6 +43,7 @@ from ppe.cycle.records import (
 from ppe.cycle.regions import resolve
 from ppe.cycle.services.stream_ends import (
     break_endpoint,
+    has_users,
     release,
     shut_now,
     table_full,
@@ -72,6 +73,7 @@ __all__ = ["on_edge", "on_receive", "on_timer", "on_transmit", "on_work", "relea
 EINVAL: Final = -errno.EINVAL
 EFAULT: Final = -errno.EFAULT
 EBADF: Final = -errno.EBADF
+EBUSY: Final = -errno.EBUSY
 ENOTCONN: Final = -errno.ENOTCONN
 EPIPE: Final = -errno.EPIPE
 ENOENT: Final = -errno.ENOENT
@@ -107,6 +109,8 @@ def on_work(engine: int, channel: int, wqe: int, slots: int) -> int:
         return _cancel(engine, channel, wqe, index)
     if opcode == SHUTDOWN:
         return _shutdown(engine, channel, wqe, index)
+    if has_users(engine, index):
+        return refuse(engine, channel, wqe, EBUSY)
     flush_endpoint(engine, index, CANCELLED)
     release(engine, index)
     return complete_now(engine, channel, wqe, 0)
@@ -122,6 +126,8 @@ def _transfer(engine: int, channel: int, wqe: int) -> int:
     if endpoint["state"] != CONNECTED:
         status = -endpoint["error"] if endpoint["state"] == BROKEN else ENOTCONN
         return complete_now(engine, channel, wqe, status)
+    if endpoint["mover"] != 0:
+        return refuse(engine, channel, wqe, EINVAL)  # Its bytes are the datamover's.
     sending = entry["opcode"] == SEND
     if sending and endpoint["shut"] != NONE:
         return complete_now(engine, channel, wqe, EPIPE)
@@ -164,7 +170,8 @@ def _cancel(engine: int, channel: int, wqe: int, index: int) -> int:
     status = _cancel_receive(engine, index, target)
     if status == ENOENT:
         status = _cancel_send(engine, index, target)
-        if endpoint["send_first"] == NONE and endpoint["shut"] != NONE:
+        is_sent = endpoint["send_first"] == NONE and endpoint["mover"] == 0
+        if is_sent and endpoint["shut"] != NONE:
             shut_now(engine, index)  # It waited for what was cancelled.
     if status == ENOENT and _is_connecting(engine, index, target):
         connected(engine, index, CANCELLED)
@@ -236,7 +243,9 @@ def _shutdown(engine: int, channel: int, wqe: int, index: int) -> int:
     if operation == NONE:
         return table_full(engine, channel, wqe)
     endpoint["shut"] = operation
-    if endpoint["send_first"] == NONE:
+    if endpoint["mover"] != 0:
+        queue_transmit(engine, index)  # It knows what is still to be sent.
+    elif endpoint["send_first"] == NONE:
         shut_now(engine, index)
     return 1
 
@@ -255,9 +264,9 @@ def on_edge(engine: int, index: int, mask: int) -> int:
         endpoint["readable"] = max(endpoint["readable"], 1)
     if mask & events.WRITE != 0:
         endpoint["writable"] = 1
-        if endpoint["send_first"] != NONE:
+        if endpoint["send_first"] != NONE or endpoint["mover"] != 0:
             queue_transmit(engine, index)
-    if endpoint["readable"] != 0 and endpoint["receive_first"] != NONE:
+    if endpoint["readable"] != 0 and (endpoint["receive_first"] != NONE or endpoint["mover"] != 0):
         queue_receive(engine, index)
     elif mask & events.BROKEN != 0 and endpoint["state"] == CONNECTED:
         status = tcp.connect_outcome(engine, index)  # SO_ERROR: why it broke

@@ -26,13 +26,16 @@ from ppe.cycle.operations import (
 )
 from ppe.cycle.records import (
     BROKEN,
+    FREE,
     NONE,
     RINGS,
     endpoint_at,
     engine_at,
     row_at,
 )
+from ppe.cycle.services.mover_records import MOVER_OVER, MOVER_STATE, mover_at
 from ppe.cycle.transport import tcp
+from shm.atomics import store_release
 from shm.channel import notify
 from shm.counters import count
 from shm.error_log import log_error
@@ -68,12 +71,29 @@ def shut_now(engine: int, index: int) -> None:
 
 
 @nopython
+def has_users(engine: int, index: int) -> bool:
+    """Whether datamover endpoints take their buffers or their units from this one."""
+    for number in range(engine_at(engine)[0]["endpoint_count"]):
+        endpoint = endpoint_at(endpoint_of(engine, number))[0]
+        if number == index or endpoint["state"] == FREE or endpoint["mover"] == 0:
+            continue
+        mover = mover_at(endpoint["mover"])[0]
+        if mover["pool"] == index or mover["table"] == index:
+            return True
+    return False
+
+
+@nopython
 def release(engine: int, index: int) -> None:
     """Close an endpoint whose queues are empty and free its row."""
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
     if endpoint["deadline"] != 0:
         endpoint["deadline"] = 0
         engine_at(engine)[0]["timed"] -= 1
+    if endpoint["mover"] != 0:
+        # Its memory is the control plane's again.
+        store_release(endpoint["mover"] + MOVER_STATE, MOVER_OVER)
+        endpoint["mover"] = 0
     tcp.close(engine, index)
     free_endpoint(engine, index)
 

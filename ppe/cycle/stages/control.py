@@ -14,25 +14,37 @@ from ppe.cycle.accounts import (
     ERROR_CLIENT_FAULT,
     INDEX,
 )
-from ppe.cycle.endpoints import endpoint_of, flush_endpoint
+from ppe.cycle.endpoints import (
+    endpoint_id,
+    endpoint_of,
+    find_endpoint,
+    flush_endpoint,
+    new_endpoint,
+    queue_receive,
+)
 from ppe.cycle.operations import channel_row_of, finish, mark_dirty, operation_of, refuse
 from ppe.cycle.readiness import poller
 from ppe.cycle.readiness.events import READ, TAG_DOORBELL, make_tag
 from ppe.cycle.records import (
+    CONNECTED,
     CONTROL_CHANNEL,
     FREE,
     NONE,
+    POOL,
     RINGS,
+    TABLE,
     endpoint_at,
     engine_at,
     operation_at,
     region_at,
     row_at,
 )
-from ppe.cycle.regions import add_region, region_of, remove_region
+from ppe.cycle.regions import add_region, region_of, remove_region, resolve
+from ppe.cycle.services.mover_records import ACTION_BITS, USES, mover_at
 from ppe.cycle.services.stream import release
 from ppe.cycle.stages.channels import activate, channel_stats_of, deactivate
 from shm.atomics import load_relaxed, store_relaxed
+from shm.call import call_address
 from shm.channel import ENGINE_CHANNEL, notify
 from shm.counters import count
 from shm.error_log import log_error
@@ -44,7 +56,10 @@ from shm.operations import (
     CONTROL_ADD_REGION,
     CONTROL_ATTACH,
     CONTROL_DETACH,
+    CONTROL_ENABLE_MOVER,
     CONTROL_FAULT,
+    CONTROL_MAKE_POOL,
+    CONTROL_MAKE_TABLE,
     CONTROL_REMOVE_REGION,
     INDEX_MASK,
 )
@@ -54,6 +69,9 @@ PRIVILEGED: Final = 1 << 8  # flag of CONTROL_ATTACH
 RINGS_SIZE: Final = ENGINE_CHANNEL.itemsize
 ENOBUFS: Final = -errno.ENOBUFS
 EBUSY: Final = -errno.EBUSY
+EBADF: Final = -errno.EBADF
+EFAULT: Final = -errno.EFAULT
+ENOTCONN: Final = -errno.ENOTCONN
 EINVAL: Final = -errno.EINVAL
 EOPNOTSUPP: Final = -errno.EOPNOTSUPP
 _FAULTS = INDEX["client_faults"]
@@ -75,6 +93,20 @@ def on_work(engine: int, channel: int, wqe: int) -> int:
         status = ENOBUFS if answer == NONE else 0
     elif opcode == CONTROL_REMOVE_REGION:
         status = _remove_region(engine, entry["region"])
+    elif opcode == CONTROL_ENABLE_MOVER:
+        status = _enable_mover(engine, wqe)
+    elif opcode == CONTROL_MAKE_POOL:
+        index = new_endpoint(engine, entry["arg0"], NONE, POOL)
+        status = ENOBUFS if index == NONE else 0
+        answer = 0 if index == NONE else endpoint_id(engine, index)
+    elif opcode == CONTROL_MAKE_TABLE:
+        index = new_endpoint(engine, entry["arg0"], NONE, TABLE)
+        status = ENOBUFS if index == NONE else 0
+        answer = 0 if index == NONE else endpoint_id(engine, index)
+        if index != NONE:
+            table = endpoint_at(endpoint_of(engine, index))[0]
+            table["table"] = entry["arg1"]
+            table["table_size"] = entry["length"]
     if status < 0:
         return refuse(engine, channel, wqe, status)
     finish(engine, channel, opcode, 0, 0, entry["user_data"], 0, 0, 0, answer, 0, 0)
@@ -137,6 +169,52 @@ def detach(engine: int, index: int) -> int:
 
 
 @nopython
+def _enable_mover(engine: int, wqe: int) -> int:
+    """Make a connected stream a datamover endpoint by the MOVER prepared at arg0.
+
+    arg1: its channel; region, offset, length: the host's block of memory; arg2: id of the pool its
+    buffers come from, user_data: of the table with its units, or 0.
+    """
+    entry = wqe_at(wqe)[0]
+    channel = entry["arg1"]
+    index = find_endpoint(engine, channel, entry["endpoint"])
+    if index == NONE:
+        return EBADF
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    if endpoint["state"] != CONNECTED:
+        return ENOTCONN
+    is_used = endpoint["receive_first"] != NONE or endpoint["send_first"] != NONE
+    if endpoint["mover"] != 0 or is_used or endpoint["shut"] != NONE:
+        return EBUSY
+    client = row_at(channel_row_of(engine, channel))[0]["client"]
+    home = resolve(engine, client, entry["region"], entry["offset"], entry["length"])
+    if home == 0:
+        return EFAULT
+    pool = index
+    if entry["arg2"] != 0:
+        pool = find_endpoint(engine, channel, entry["arg2"])
+        if pool == NONE or endpoint_at(endpoint_of(engine, pool))[0]["state"] != POOL:
+            return EBADF
+    table = NONE
+    if entry["user_data"] != 0:
+        table = find_endpoint(engine, channel, entry["user_data"])
+        if table == NONE or endpoint_at(endpoint_of(engine, table))[0]["state"] != TABLE:
+            return EBADF
+    mover = mover_at(entry["arg0"])[0]
+    mover["table"] = table
+    mover["home"] = home
+    mover["home_size"] = entry["length"]
+    mover["words"] = home + mover["words"]
+    mover["pool"] = pool
+    mover["pool_generation"] = endpoint_at(endpoint_of(engine, pool))[0]["generation"]
+    mover["ahead"] = engine_at(engine)[0]["staging_size"]
+    endpoint["mover"] = entry["arg0"]
+    endpoint["readable"] = max(endpoint["readable"], 1)  # Bytes may have come already.
+    queue_receive(engine, index)
+    return 0
+
+
+@nopython
 def _remove_region(engine: int, region_id: int) -> int:
     """Forget a region unless an operation still uses it."""
     mine = engine_at(engine)[0]
@@ -149,6 +227,13 @@ def _remove_region(engine: int, region_id: int) -> int:
         operation = operation_at(operation_of(engine, number))[0]
         at = operation["address"]
         if at != 0 and at >= start and at < start + size:
+            return EBUSY
+    for number in range(mine["endpoint_count"]):
+        endpoint = endpoint_at(endpoint_of(engine, number))[0]
+        if endpoint["state"] == FREE or (endpoint["mover"] == 0 and endpoint["table"] == 0):
+            continue
+        what = size << ACTION_BITS | USES
+        if call_address(mine["datamover"], engine, number, start, what) != 0:
             return EBUSY
     return 0 if remove_region(engine, region_id) else EINVAL
 

@@ -2,7 +2,7 @@
 
 from ppe.cycle.endpoints import next_receive
 from ppe.cycle.records import engine_at
-from ppe.cycle.services import stream
+from ppe.cycle.services import dispatch
 from shm.jit import nopython
 
 
@@ -13,5 +13,5 @@ def step(engine: int) -> int:
     end = mine["receive_tail"]
     done = 0
     while mine["receive_head"] < end:
-        done += stream.on_receive(engine, next_receive(engine))
+        done += dispatch.on_receive(engine, next_receive(engine))
     return done

@@ -1,9 +1,12 @@
 """Drain the work rings of the polled channels, a bounded number of operations from each."""
 
+import errno
+from typing import Final
+
 from ppe.cycle.accounts import CHANNEL_STATS, INDEX
 from ppe.cycle.operations import channel_row_of, mark_dirty, refuse
 from ppe.cycle.records import CONTROL_CHANNEL, RINGS, engine_at, row_at
-from ppe.cycle.services import stream
+from ppe.cycle.services import dispatch
 from ppe.cycle.stages import control
 from ppe.cycle.stages.channels import channel_stats_of, park
 from shm.atomics import store_relaxed
@@ -15,7 +18,7 @@ from shm.memory import load_32
 
 _OPERATIONS = INDEX["operations"]
 _TAKEN, _COMPLETED = offset(CHANNEL_STATS, "taken"), offset(CHANNEL_STATS, "completed")
-EINVAL = stream.EINVAL
+EINVAL: Final = -errno.EINVAL
 
 
 @nopython
@@ -55,7 +58,7 @@ def _drain(engine: int, channel: int) -> int:
         elif channel == CONTROL_CHANNEL:
             control.on_work(engine, channel, wqe)
         else:
-            stream.on_work(engine, channel, wqe, slots)
+            dispatch.on_work(engine, channel, wqe, slots)
     if done > 0:
         stats = channel_stats_of(engine, channel)
         store_relaxed(stats + _TAKEN, engine_channel_at(rings)[0]["taken"])

@@ -2,7 +2,7 @@
 
 from ppe.cycle.endpoints import next_transmit
 from ppe.cycle.records import engine_at
-from ppe.cycle.services import stream
+from ppe.cycle.services import dispatch
 from shm.jit import nopython
 
 
@@ -13,5 +13,5 @@ def step(engine: int) -> int:
     end = mine["transmit_tail"]
     done = 0
     while mine["transmit_head"] < end:
-        done += stream.on_transmit(engine, next_transmit(engine))
+        done += dispatch.on_transmit(engine, next_transmit(engine))
     return done

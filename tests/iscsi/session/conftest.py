@@ -10,6 +10,7 @@ import pytest
 
 import host.inline  # noqa: F401 - compiles while tests are collected, where no timeout runs
 import iscsi.session.perf  # noqa: F401 - the same
+from iscsi.session import options
 from tests.iscsi.session.tgt import WAIT_S, tgt_target, wait_for
 
 READY_S = 90  # a cold cache compiles the engine first
@@ -53,7 +54,9 @@ def _wait_until_gone(pid):
     wait_for(gone, f"engine {pid} to end within {WAIT_S} s")
 
 
-@pytest.fixture(params=["inline:", "daemon"])
-def engine_name(request):
-    """Both placements: the caller's own thread, and an engine elsewhere."""
+@pytest.fixture(params=["inline:", "daemon", "datamover"])
+def engine_name(request, monkeypatch):
+    """The placements: the caller's own thread; an engine that moves bytes, or SCSI commands."""
+    if request.param == "datamover":
+        monkeypatch.setattr(options, "AUTO_PLACEMENT", "datamover")
     return request.param if request.param == "inline:" else request.getfixturevalue("daemon")

@@ -33,11 +33,11 @@ from iscsi.wire.errors import (
 from iscsi.wire.sense import Asc, SenseKey, encode_sense, join_sense
 from iscsi.wire.url import UrlError
 from tests.iscsi.session.mock_target import NAME, mock_target
+from tests.iscsi.session.modes import MODES, moved_by
 from tests.iscsi.session.tgt import free_port
 
 # What a session says when it does not try again: recovery has tests of its own.
 open_once = partial(iscsi.open, recovery=NEVER)
-MODES = [("staged", 4), ("exact", 4), ("coalesced", 1)]
 PATIENCE_S = 0.4
 
 
@@ -175,7 +175,7 @@ def test_a_target_that_closes_in_the_middle_of_a_pdu_loses_the_connection(engine
         peer.stream.sendall(pdu[: 48 + length // 2])
 
     with mock_target(break_off) as url:
-        device = open_once(url, engine, receive=receive, queue_depth=depth)
+        device = open_once(url, engine, **moved_by(receive, depth))
         with pytest.raises(ConnectionLost, match="1 commands unanswered"):
             device.read(0, 16)
         with pytest.raises(ConnectionLost):
@@ -191,7 +191,7 @@ def test_garbage_instead_of_an_answer_ends_the_connection(engine, receive, depth
         peer.until_closed()
 
     with mock_target(babble) as url:
-        device = open_once(url, engine, receive=receive, queue_depth=depth)
+        device = open_once(url, engine, **moved_by(receive, depth))
         with pytest.raises(RemoteProtocolError, match="the peer sent"):
             device.read(0, 16)
         device.close()
@@ -218,7 +218,7 @@ def test_a_target_that_falls_silent_times_out(engine, receive, depth):
         peer.until_closed()
 
     with mock_target(fall_silent) as url:
-        device = open_once(url, engine, receive=receive, queue_depth=depth, timeout_s=PATIENCE_S)
+        device = open_once(url, engine, **moved_by(receive, depth), timeout_s=PATIENCE_S)
         start = time.monotonic()
         with pytest.raises(CommandTimeout, match=r"0\.4 s"):
             device.read(0, 1)
@@ -262,7 +262,7 @@ def test_a_failed_command_carries_its_sense_and_leaves_the_device_usable(engine,
 
     with (
         mock_target(fail_once) as url,
-        open_once(url, engine, receive=receive, queue_depth=depth) as device,
+        open_once(url, engine, **moved_by(receive, depth)) as device,
     ):
         with pytest.raises(ScsiError, match=r"READ 10 of 16 blocks at 32.*MEDIUM ERROR") as caught:
             device.read(32, 16)
@@ -286,7 +286,7 @@ def test_pings_of_the_target_are_answered_in_between(engine, receive, depth):
 
     with (
         mock_target(ping) as url,
-        open_once(url, engine, receive=receive, queue_depth=depth) as device,
+        open_once(url, engine, **moved_by(receive, depth)) as device,
     ):
         assert device.read(0, 8) == b"\xa5" * 4096
     assert answered == [(Opcode.NOP_OUT, 0x1234, bhs.RESERVED_TAG)]

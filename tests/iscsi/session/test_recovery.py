@@ -22,11 +22,11 @@ from iscsi.wire.names import parse_address
 from iscsi.wire.sense import Asc
 from tests.iscsi.session.disk import BLOCK, COMPARE_AND_WRITE, WRITES, Disk
 from tests.iscsi.session.mock_target import NAME, mock_target
+from tests.iscsi.session.modes import MODES, moved_by
 from tests.iscsi.session.relay import relay_to
 from tests.iscsi.session.tgt import wait_for
 
 QUICK = Recovery(initial_s=0, maximum_s=0.05, limit_s=20)
-MODES = [("staged", 4), ("exact", 4), ("coalesced", 1)]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def drop_on(disk, opcodes, times=1):
 def test_a_connection_cut_at_any_byte_loses_nothing(engine, disk, way, receive, depth, direction):
     relay, url = way
     step = 1 if receive == "staged" else 7
-    with iscsi.open(url, engine, receive=receive, queue_depth=depth, recovery=QUICK) as device:
+    with iscsi.open(url, engine, **moved_by(receive, depth), recovery=QUICK) as device:
         device.write(8, bytes(2 * BLOCK))
         before = list(relay.passed)
         device.write(8, bytes(2 * BLOCK))
@@ -262,7 +262,7 @@ def test_a_verified_load_survives_cuts(engine, way, receive, depth):
         blocks=4, seconds=0.6, warm_up_s=0, random=True, write_percent=50, verify=True,
         span_blocks=512,
     )  # fmt: skip
-    options = {"receive": receive, "queue_depth": depth, "recovery": QUICK}
+    options = {**moved_by(receive, depth), "recovery": QUICK}
     with iscsi.open(url, engine, **options) as device:
         load = Load(device, plan)
         try:

@@ -18,6 +18,8 @@ import pytest
 import host
 import iscsi
 from iscsi.session.options import Recovery
+from iscsi.wire import bhs
+from iscsi.wire.bhs import Opcode
 from iscsi.wire.names import Portal
 from tests.iscsi.session.conftest import READY_S
 from tests.iscsi.session.disk import Disk
@@ -28,6 +30,8 @@ from tests.iscsi.target.serving import NAME, Serving
 
 BLOCK = 512
 QUICK = Recovery(initial_s=0.02, maximum_s=0.2, limit_s=60)
+PATIENT = Recovery(initial_s=0.02, maximum_s=0.2, limit_s=120)
+PLACEMENTS = ["stream", "datamover"]
 tgtd = pytest.mark.interop("tgtd", "tgtadm")
 
 
@@ -181,12 +185,13 @@ def engines(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_device_survives_the_death_of_its_engine(engines):
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_device_survives_the_death_of_its_engine(engines, placement):
     disk = Disk()
     with (
         mock_target(disk.serve) as url,
         host.connect("mortal") as handle,
-        iscsi.open(url, handle, recovery=QUICK) as device,
+        iscsi.open(url, handle, recovery=QUICK, placement=placement) as device,
         device.alloc(8 * BLOCK) as buffer,
     ):
         device.write(0, stamped(1))
@@ -204,11 +209,51 @@ def test_a_device_survives_the_death_of_its_engine(engines):
 
 
 @pytest.mark.slow
-def test_a_device_in_asyncio_survives_the_death_of_its_engine(engines):
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_an_engine_that_dies_in_mid_transfer_loses_nothing(engines, placement):
+    """Half of a READ's data is here and half of a WRITE's was asked for."""
+    disk, left = Disk(), [0x28, 0x2A]
+    size = 512 * BLOCK
+
+    def before(peer, header, data):
+        if header.cdb_bytes[0] not in left:
+            return False
+        left.remove(header.cdb_bytes[0])
+        if header.cdb_bytes[0] == 0x28:
+            pdu = bhs.encode_pdu(
+                Opcode.DATA_IN, bytes(65536), itt=header.itt, exp_cmd_sn=header.cmd_sn + 1,
+                max_cmd_sn=header.cmd_sn + 8, final=0,
+            )  # fmt: skip
+            peer.stream.sendall(pdu[:40000])
+        else:
+            peer.send(
+                Opcode.R2T, to=header, counted=False, stat_sn=peer.stat_sn, ttt=1,
+                desired_data_transfer_length=size // 2, buffer_offset=0,
+            )  # fmt: skip
+            peer.read(40000)  # of what was asked for
+        engines.kill()
+        engines.start()
+        raise ConnectionResetError
+
+    disk.before = before
+    with (
+        mock_target(disk.serve) as url,
+        iscsi.open(url, "mortal", recovery=PATIENT, placement=placement) as device,
+    ):
+        data = np.random.default_rng(1).integers(0, 256, size, np.uint8)
+        device.write(0, data)
+        assert device.read(0, 512) == data.tobytes()
+        assert device.recoveries == 2
+    assert not left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_device_in_asyncio_survives_the_death_of_its_engine(engines, placement):
     disk = Disk()
 
     async def main(url):
-        async with await iscsi.aopen(url, "mortal", recovery=QUICK) as device:
+        async with await iscsi.aopen(url, "mortal", recovery=QUICK, placement=placement) as device:
             await device.write(0, stamped(1))
             engines.kill()
             tasks = [asyncio.create_task(device.write(8 * n, stamped(n))) for n in range(1, 20)]

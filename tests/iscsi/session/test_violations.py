@@ -18,10 +18,11 @@ from iscsi.wire.bhs import Opcode
 from iscsi.wire.errors import RemoteProtocolError
 from tests.iscsi.session.disk import BLOCK, Disk
 from tests.iscsi.session.mock_target import mock_target
+from tests.iscsi.session.modes import MODES, moved_by
 
 QUICK = Recovery(initial_s=0, maximum_s=0.05, limit_s=20)
-MODES = [("staged", 4), ("exact", 4), ("coalesced", 1)]
 BURST = 262144
+PLACEMENTS = ["stream", "datamover"]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def misbehave(disk, opcode, act):
 @pytest.mark.parametrize(("act", "said"), [c[1:] for c in READS], ids=[c[0] for c in READS])
 def test_a_read_answered_wrongly(engine, receive, depth, act, said):
     disk = Disk()
-    options = {"receive": receive, "queue_depth": depth}
+    options = moved_by(receive, depth)
     with mock_target(disk.serve) as url:
         misbehave(disk, 0x28, act)
         device = iscsi.open(url, engine, recovery=NEVER, **options)
@@ -145,36 +146,40 @@ def test_a_read_answered_wrongly(engine, receive, depth, act, said):
             assert device.recoveries == 1
 
 
+@pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize(("act", "said"), [c[1:] for c in WRITES], ids=[c[0] for c in WRITES])
-def test_a_write_answered_wrongly(engine, act, said):
+def test_a_write_answered_wrongly(engine, placement, act, said):
     disk = Disk()
     with mock_target(disk.serve) as url:
         misbehave(disk, 0x2A, act)
-        device = iscsi.open(url, engine, recovery=NEVER)
+        device = iscsi.open(url, engine, recovery=NEVER, placement=placement)
         with pytest.raises(RemoteProtocolError, match=said):
             device.write(0, bytes(2 * BLOCK))
         device.close()
         misbehave(disk, 0x2A, act)
-        with iscsi.open(url, engine, recovery=QUICK) as device:
+        with iscsi.open(url, engine, recovery=QUICK, placement=placement) as device:
             device.write(0, b"good" * 256)
             assert device.read(0, 2) == b"good" * 256
             assert device.recoveries == 1
 
 
-def test_an_r2t_too_many_ends_the_connection(engine):
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_an_r2t_too_many_ends_the_connection(engine, placement):
     """Of a write above FirstBurstLength, with one R2T agreed on."""
     disk = Disk()
     with mock_target(disk.serve) as url:
         disk.before = lambda peer, header, data: (
             header.cdb_bytes[0] == 0x2A and (r2ts(peer, header), peer.until_closed()) != ()
         )
-        device = iscsi.open(url, engine, recovery=NEVER, command_bytes=1 << 20)
+        options = {"placement": placement, "command_bytes": 1 << 20}
+        device = iscsi.open(url, engine, recovery=NEVER, **options)
         with pytest.raises(RemoteProtocolError, match=r"MaxOutstandingR2T|asked for before"):
             device.write(0, bytes(4 * BURST))
         device.close()
 
 
-def test_a_max_cmd_sn_that_goes_back_changes_nothing(engine):
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_max_cmd_sn_that_goes_back_changes_nothing(engine, placement):
     disk = Disk()
 
     def before(peer, header, data):
@@ -185,12 +190,16 @@ def test_a_max_cmd_sn_that_goes_back_changes_nothing(engine):
         return False
 
     disk.before = before
-    with mock_target(disk.serve) as url, iscsi.open(url, engine, recovery=NEVER) as device:
+    with (
+        mock_target(disk.serve) as url,
+        iscsi.open(url, engine, recovery=NEVER, placement=placement) as device,
+    ):
         for _ in range(20):
             assert device.read(0, 1) == bytes(BLOCK)
 
 
-def test_sense_data_of_the_longest_kind_is_cut_and_not_feared(engine):
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_sense_data_of_the_longest_kind_is_cut_and_not_feared(engine, placement):
     disk = Disk()
     sense = b"\x70\0\x03" + bytes(9) + b"\x11\0" + bytes(500)
 
@@ -203,7 +212,7 @@ def test_sense_data_of_the_longest_kind_is_cut_and_not_feared(engine):
     disk.before = before
     with (
         mock_target(disk.serve) as url,
-        iscsi.open(url, engine, recovery=NEVER) as device,
+        iscsi.open(url, engine, recovery=NEVER, placement=placement) as device,
         pytest.raises(iscsi.SCSIError, match="MEDIUM ERROR"),
     ):
         device.read(0, 1)

@@ -8,7 +8,8 @@ import pytest
 from iscsi.target.backends import FileBackend, NullBackend
 from iscsi.target.config import ServedPortal, ServerConfig
 from iscsi.target.storage import store_at
-from iscsi.target.units import LogicalUnit, Target
+from iscsi.target.thresholds import USED, warning
+from iscsi.target.units import LogicalUnit, RamDisk, Target
 from iscsi.wire import discovery, scsi, text
 from iscsi.wire.bhs import Opcode
 from iscsi.wire.errors import LoginRejected, LoginStatus
@@ -224,3 +225,70 @@ def test_another_target_is_not_touched_by_a_removal(live):
         raw.clear_attention()
         live.server.remove_target(NAME, timeout_s=1)
         assert raw.read(0, 8) == bytes(4096)
+
+
+def test_limits_and_what_is_advertised_change_for_what_comes_next(live):
+    with live.log_in() as before:
+        before.clear_attention()
+        live.server.set_limits(max_connections=1, advertise=(Portal("192.0.2.7", 3260),))
+        with Raw(live.port) as late, pytest.raises(LoginRejected) as caught:
+            late.log_in(isid=9)
+        assert caught.value.status == LoginStatus.OUT_OF_RESOURCES
+        assert before.read(0, 8) == bytes(4096)
+        before.log_out()
+    live.wait_idle()
+    assert discover(live.port) == {NAME: ["192.0.2.7:3260,1"]}
+
+
+def test_a_login_timeout_that_changed_counts_for_the_next_login(live):
+    live.server.set_limits(login_timeout_s=0.2)
+    with Raw(live.port) as silent:
+        assert silent.is_closed()
+    assert live.counts["timeouts in login"] == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"max_connections": 257, "max_logins": 3}, "above 256"),
+        ({"max_logins": 65}, "above 64"),
+        ({"file_workers": 2}, "file_workers changes only with a restart"),
+        ({"max_connections": 0}, "outside 1..4096"),
+    ],
+)
+def test_what_needs_a_restart_changes_nothing(live, limits, said):
+    before = live.server.config
+    with pytest.raises(ValueError, match=said):
+        live.server.set_limits(**limits)
+    assert live.server.config == before
+
+
+def test_writes_of_compiled_code_that_reach_a_threshold_are_told_to_every_session(live):
+    buffer = live.server.call(lambda: live.engine.alloc(16 * SIZE))
+    unit = RamDisk(buffer, thin=True)
+    live.server.add_unit(NAME, 1, unit)
+    told = []
+    live.server.room.reached = lambda unit, reached: told.append(reached.usage.used)
+    live.server.set_thresholds(NAME, 1, [warning(USED, 2 * SIZE, unit.threshold_set)])
+    with live.log_in() as writer, live.log_in(isid=5) as other:
+        writer.clear_attention(1)
+        other.clear_attention(1)
+        for lba in range(0, 3 * SIZE // BLOCK, 64):
+            writer.write(lba, b"\x5a" * 64 * BLOCK, lun=1)
+        wait_until("the operator is told", lambda: told)
+        # It may have been told early enough for one of the writes.
+        assert {sense_of(other, 1), sense_of(other, 1)} == {0x3807, None}
+        assert len(told) == 1
+    live.server.set_thresholds(NAME, 1, [])
+    assert not unit.thresholds.is_watching
+    with pytest.raises(ValueError, match="not thin"):
+        live.server.set_thresholds(NAME, 0, [])
+    with pytest.raises(KeyError, match="no LUN 7"):
+        live.server.set_thresholds(NAME, 7, [])
+    live.server.remove_unit(NAME, 1)
+
+
+def test_watchers_are_called_while_the_server_idles(live):
+    called = []
+    live.server.call(lambda: live.server.watchers.append(lambda: called.append(1)))
+    wait_until("the watcher is called twice", lambda: len(called) > 1)

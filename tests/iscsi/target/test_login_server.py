@@ -1,14 +1,19 @@
 """Logins at a running server: who gets in, as whom, to what, and whose session it replaces."""
 
+from dataclasses import replace
+
 import pytest
 
+import iscsi
 from iscsi.session.discovery import discover
+from iscsi.session.options import DEFAULT_PROPOSAL
 from iscsi.target.access import AccessPolicy, Grant, Redirect, TargetAccess
 from iscsi.target.units import Target
 from iscsi.wire import bhs, discovery, scsi, text
 from iscsi.wire.bhs import Opcode
 from iscsi.wire.chap import ChapAccount, InitiatorChap
 from iscsi.wire.errors import LoginRedirected, LoginRejected
+from iscsi.wire.keys import Proposal, SessionParams
 from iscsi.wire.login import InitiatorLogin
 from iscsi.wire.names import Portal
 from iscsi.wire.sense import SenseKey
@@ -345,3 +350,31 @@ def test_the_same_connection_may_be_made_again_within_its_session(open_server):
             assert len(again.read(0, 1)) == BLOCK
             (now,) = (c for c in open_server.server.connections if c.result is not None)
             assert now.result.session == agreed
+
+
+# --- what is agreed on ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("offered", "agreed"), [(0, 0), (2, 2), (17, 17)])
+def test_only_the_initiators_own_wish_makes_it_wait_before_a_new_login(
+    open_server, offered, agreed
+):
+    """The larger value counts (RFC 7143 §13.15), and the target has no wish."""
+    wanted = Proposal(replace(SessionParams(), default_time2wait=offered))
+    with open_server.log_in(proposal=wanted) as raw:
+        assert raw.result.session.default_time2wait == agreed
+        assert raw.log_out().time2wait == agreed
+
+
+def test_our_initiator_may_log_in_again_at_once(open_server):
+    with open_server.log_in(proposal=DEFAULT_PROPOSAL) as raw:
+        assert raw.result.session.default_time2wait == 0
+    with iscsi.open(f"iscsi://127.0.0.1:{open_server.port}/{NAME}/0") as device:
+        assert device.core.pause_s == 0
+
+
+@pytest.mark.parametrize(("offered", "agreed"), [(1, 1), (2, 2), (9, 2)])
+def test_the_protocol_level_is_the_lower_one_of_both_sides(open_server, offered, agreed):
+    wanted = Proposal(replace(SessionParams(), iscsi_protocol_level=offered))
+    with open_server.log_in(proposal=wanted) as raw:
+        assert raw.result.session.iscsi_protocol_level == agreed

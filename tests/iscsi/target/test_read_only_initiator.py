@@ -66,7 +66,6 @@ def test_it_ends_its_own_tasks_only():
     )
     functions = (
         TaskFunction.LOGICAL_UNIT_RESET,
-        TaskFunction.CLEAR_TASK_SET,
         TaskFunction.TARGET_WARM_RESET,
         TaskFunction.TARGET_COLD_RESET,
     )
@@ -80,7 +79,8 @@ def test_it_ends_its_own_tasks_only():
         tag, r2t = begin_write(writer, 0, 1)
         for function in functions:
             assert manage(reader, function) is TaskFunctionResponse.AUTHORIZATION_FAILED
-        assert manage(reader, TaskFunction.ABORT_TASK_SET) is TaskFunctionResponse.COMPLETE
+        for function in (TaskFunction.ABORT_TASK_SET, TaskFunction.CLEAR_TASK_SET):
+            assert manage(reader, function) is TaskFunctionResponse.COMPLETE
         writer.give(5, b"w" * BLOCK, itt=tag, ttt=r2t.ttt, buffer_offset=0, data_sn=0, final=1)
         header, _ = writer.take()
         assert (header.itt, header.status) == (tag, 0)

@@ -9,7 +9,7 @@ from iscsi.wire import scsi_data
 from iscsi.wire.sense import Asc, SenseKey, decode_sense
 from tests.iscsi.target.medium import Bench, Faulty, cdb_10, fault, is_good, ram
 
-CACHING, CONTROL, EXCEPTIONS, ALL = 0x08, 0x0A, 0x1C, 0x3F
+RECOVERY, CACHING, CONTROL, EXCEPTIONS, ALL = 0x01, 0x08, 0x0A, 0x1C, 0x3F
 CURRENT, CHANGEABLE, DEFAULT, SAVED = range(4)
 D_SENSE, SWP, WCE = 0x04, 0x08, 0x04
 
@@ -19,8 +19,8 @@ def bench():
     return Bench()
 
 
-def sense_10(bench, page, control=CURRENT, *, dbd=True, llbaa=False, **options):
-    cdb = bytearray(cdbs.mode_sense_10(page))
+def sense_10(bench, page, control=CURRENT, *, subpage=0, dbd=True, llbaa=False, **options):
+    cdb = bytearray(cdbs.mode_sense_10(page, subpage))
     cdb[1] = 0x08 * dbd | 0x10 * llbaa
     cdb[2] |= control << 6
     answer = bench.send(cdb, expected=255, **options)
@@ -53,10 +53,10 @@ def test_all_pages_come_in_order_of_their_codes(bench):
     while pages:
         codes.append(pages[0])
         pages = pages[2 + pages[1] :]
-    assert codes == [CACHING, CONTROL, EXCEPTIONS]
+    assert codes == [RECOVERY, CACHING, CONTROL, EXCEPTIONS]
 
 
-@pytest.mark.parametrize("page", [CACHING, CONTROL, EXCEPTIONS])
+@pytest.mark.parametrize("page", [RECOVERY, CACHING, CONTROL, EXCEPTIONS])
 def test_changeable_values_are_a_mask_as_long_as_the_page(bench, page):
     current, mask = page_of(bench, page), page_of(bench, page, CHANGEABLE)
     assert len(mask) == len(current)
@@ -161,6 +161,11 @@ def test_the_write_cache_can_be_switched_where_there_is_one():
     [
         (b"", {"length": 3}, Asc.PARAMETER_LIST_LENGTH_ERROR),
         (b"\x0a\x0a", {}, Asc.PARAMETER_LIST_LENGTH_ERROR),
+        (b"\x0a", {}, Asc.PARAMETER_LIST_LENGTH_ERROR),
+        (b"\x5c\x02\x00", {}, Asc.PARAMETER_LIST_LENGTH_ERROR),
+        (b"\x5c\x02\xff\xff" + bytes(44), {}, Asc.PARAMETER_LIST_LENGTH_ERROR),
+        (b"\x5c\x03\x00\x00", {}, Asc.INVALID_FIELD_IN_PARAMETER_LIST),
+        (b"\x5c\x02\x00\x00", {}, Asc.INVALID_FIELD_IN_PARAMETER_LIST),
         (b"\x0a\x02\0\0", {}, Asc.INVALID_FIELD_IN_PARAMETER_LIST),
         (b"\x1a\x0a" + bytes(10), {}, Asc.INVALID_FIELD_IN_PARAMETER_LIST),
         (b"\x0a\x0a" + b"\xff" * 10, {}, Asc.INVALID_FIELD_IN_PARAMETER_LIST),

@@ -188,9 +188,9 @@ def test_a_reset_ends_the_tasks_of_other_sessions_and_tells_them(serving, raw):
         (TaskFunction.ABORT_TASK, 0, TaskFunctionResponse.TASK_DOES_NOT_EXIST),
         (TaskFunction.LOGICAL_UNIT_RESET, 9, TaskFunctionResponse.LUN_DOES_NOT_EXIST),
         (TaskFunction.CLEAR_ACA, 0, TaskFunctionResponse.NOT_SUPPORTED),
-        # RFC 7144: only where iSCSIProtocolLevel 2 was agreed on, which it never is here.
-        (9, 0, TaskFunctionResponse.REJECTED),
-        (12, 0, TaskFunctionResponse.REJECTED),
+        # RFC 7144: only where iSCSIProtocolLevel 2 was agreed on.
+        (TaskFunction.QUERY_TASK, 0, TaskFunctionResponse.NOT_SUPPORTED),
+        (13, 0, TaskFunctionResponse.REJECTED),
     ],
 )
 def test_task_management_says_what_it_did_not_do(raw, function, lun, response):

@@ -119,15 +119,17 @@ def test_what_was_sent_behind_a_request_is_not_aborted_by_it(serving, first, fun
     assert blocks(serving, 41, 1) == b"y" * BLOCK
 
 
-def test_clearing_a_task_set_tells_those_who_lost_a_task(first, second):
-    begin_write(second, 50, 1)
+def test_clearing_a_task_set_leaves_those_of_others_alone(serving, first, second):
+    """By TST every I_T nexus has a task set of its own (RFC 7143 §11.5.1, SAM-5 §7.5)."""
+    mine, other = begin_write(first, 50, 1), begin_write(second, 51, 1)
     assert manage(first, TaskFunction.CLEAR_TASK_SET) is COMPLETE
+    finish_write(first, mine[0], mine[2], bytes(BLOCK))
     assert run(first, scsi.test_unit_ready()) == (0, None)
-    lost = (ScsiStatus.CHECK_CONDITION, Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
-    assert run(second, scsi.test_unit_ready()) == lost
+    finish_write(second, other[0], other[2], b"c" * BLOCK)
+    header, _ = second.take()
+    assert (header.itt, header.status) == (other[0], 0)
     assert run(second, scsi.test_unit_ready()) == (0, None)
-    assert manage(first, TaskFunction.CLEAR_TASK_SET) is COMPLETE
-    assert run(second, scsi.test_unit_ready()) == (0, None)
+    assert blocks(serving, 51, 1) == b"c" * BLOCK
 
 
 # --- resets --------------------------------------------------------------------------------------
@@ -227,7 +229,11 @@ def test_a_unit_that_is_not_there_is_said_not_to_exist(first, function):
         (TaskFunction.CLEAR_ACA, TaskFunctionResponse.NOT_SUPPORTED),
         (TaskFunction.TASK_REASSIGN, TaskFunctionResponse.REASSIGNMENT_NOT_SUPPORTED),
         (0, TaskFunctionResponse.REJECTED),
-        (9, TaskFunctionResponse.REJECTED),
+        (TaskFunction.QUERY_TASK, TaskFunctionResponse.NOT_SUPPORTED),
+        (TaskFunction.QUERY_TASK_SET, TaskFunctionResponse.NOT_SUPPORTED),
+        (TaskFunction.I_T_NEXUS_RESET, TaskFunctionResponse.NOT_SUPPORTED),
+        (TaskFunction.QUERY_ASYNCHRONOUS_EVENT, TaskFunctionResponse.NOT_SUPPORTED),
+        (13, TaskFunctionResponse.REJECTED),
         (127, TaskFunctionResponse.REJECTED),
     ],
 )

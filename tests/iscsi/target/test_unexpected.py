@@ -2,7 +2,7 @@
 
 import pytest
 
-from iscsi.target import control
+from iscsi.target import control, logins
 from iscsi.wire import bhs
 from iscsi.wire.bhs import Opcode
 from iscsi.wire.errors import ProtocolError
@@ -95,3 +95,44 @@ def test_a_connection_that_is_over_is_not_looked_at_again(serving):
     assert server.call(look) == 0
     raw.socket.close()
     serving.wait_idle()
+
+
+@pytest.mark.parametrize("moment", ["before there is a connection", "after"])
+def test_an_error_while_a_connection_is_accepted_costs_that_one_only(
+    serving, bystander, monkeypatch, caplog, moment
+):
+    server = serving.server
+    slots, endpoints = len(server._free_slots), serving.endpoints
+    name = "Connection" if moment != "after" else "TargetLogin"
+    made, broken = getattr(logins, name), []
+
+    def breaks_once(*arguments, **options):
+        if not broken:
+            broken.append(1)
+            raise RuntimeError("an error of this program")
+        return made(*arguments, **options)
+
+    monkeypatch.setattr(logins, name, breaks_once)
+    with Raw(serving.port) as raw:
+        assert raw.is_closed()
+    assert serving.counts["errors"] == 1
+    assert "ended by an error of this program" in caplog.text
+    wait_until("its endpoint is gone", lambda: serving.endpoints == endpoints)
+    wait_until("its slot is free", lambda: len(server._free_slots) == slots)
+    with serving.log_in(initiator=HOST) as raw:
+        assert len(raw.clear_attention().read(0, 1)) == BLOCK
+
+
+def test_who_cannot_be_accepted_at_all_is_closed_and_the_next_one_served(
+    serving, bystander, monkeypatch
+):
+    def broken(self):
+        raise RuntimeError("an error of this program")
+
+    server = serving.server
+    with monkeypatch.context() as patched:
+        patched.setattr(type(server), "_policy", broken)
+        with Raw(serving.port) as raw:
+            assert raw.is_closed()
+    with serving.log_in(initiator=HOST) as raw:
+        assert len(raw.clear_attention().read(0, 1)) == BLOCK

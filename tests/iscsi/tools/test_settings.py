@@ -50,6 +50,8 @@ GOOD = """
       size = "64M"
       max_size = "128M"
       thin = true
+      warn_used = "80%"
+      warn_free = "8M"
 
       [[target.access]]
       initiators = ["iqn.2026-01.org.example:host*"]
@@ -95,6 +97,7 @@ def test_a_whole_file_means_what_it_says(good, tmp_path):
     assert (disk.size, disk.cache) == (1 << 30, "direct")
     assert (memory.lun, memory.size, memory.max_size) == (300, 64 << 20, 128 << 20)
     assert memory.thin
+    assert (memory.warn_used, memory.warn_free) == ("80%", "8M")
     (grant,) = one.access.grants
     assert [account.user for account in grant.accounts] == ["alice", "bob"]
     assert [account.secret for account in grant.accounts] == [

@@ -12,6 +12,7 @@ import pytest
 import iscsi
 import iscsi.target.server  # fills the cache while tests are collected
 from iscsi.session.errors import NoSuchUnit
+from iscsi.wire.errors import LoginRejected, LoginStatus
 from shm.jit import JIT_DISABLED
 from tests.iscsi.target.serving import Raw
 from tests.iscsi.tools.running import Serving, Shell
@@ -135,6 +136,8 @@ def test_a_file_of_a_removed_lun_can_be_served_again(served, tmp_path):
         (["restart"], 2, "restart"),
         (["serve", "--config", "x.toml", "--ram", "1M"], 2, "exclude each other"),
         (["serve", "--config", "/nonexistent.toml"], 2, "cannot read"),
+        (["add", "--lun", "1", "--ram", "1M", "--warn-used", "80%"], 2, "only a thin unit"),
+        (["add", "--lun", "1", "--ram", "1M", "--thin", "--warn-free", "101%"], 2, "no share"),
         (["serve", "--size", "1M"], 2, "--size is the size of a file"),
         (["serve", "--file", "/nonexistent/x", "--size", "1M"], 1, "/nonexistent/x: No such"),
         (["serve", "--portal", "a:b:c"], 2, "portal 'a:b:c' is no address"),
@@ -220,12 +223,47 @@ def test_systemd_is_told_when_it_serves_and_when_it_ends(shell, tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(30)
-        with Serving(shell, "--ram", "1M", NOTIFY_SOCKET=str(tmp_path / "notify")) as server:
-            said = manager.recv(4096)
-            while b"READY=1" not in said:
-                said = manager.recv(4096)
+        path = config(tmp_path, "[server]\ndrain_s = 2\n" + target(lun(0)))
+        told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"}
+        with Serving(shell, "--config", path, **told) as server:
+            said = heard(manager, "READY=1")
+            assert f"MAINPID={server.process.pid}" in said
+            assert f"STATUS=serving 1 LUN on 127.0.0.1:{server.port}, 0 sessions" in said
+            heard(manager, "WATCHDOG=1")
+            with Raw(server.port).log_in(IQN) as client:
+                heard(manager, f"STATUS=serving 1 LUN on 127.0.0.1:{server.port}, 1 session")
+                client.log_out()
+            path.write_text("[[target]\n")
+            shell.fails("target", "reload")
+            assert int(heard(manager, "RELOADING=1")[1].partition("=")[2]) > 0
+            heard(manager, "READY=1")
+            assert "the last reload failed" in heard(manager, "STATUS=serving")[0]
+            config(tmp_path, target(lun(0), lun(1)), server.port)
+            server.signal(signal.SIGHUP)
+            heard(manager, "RELOADING=1")
+            heard(manager, "READY=1")
+            assert "2 LUNs" in heard(manager, "STATUS=serving")[0]
             assert server.end(signal.SIGTERM) == 0
-            assert b"STOPPING=1" in manager.recv(4096)
+            said = heard(manager, "STOPPING=1")
+            assert said[1].startswith("EXTEND_TIMEOUT_USEC=")
+
+
+def test_systemd_is_told_of_an_end_at_once(shell, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(30)
+        with Serving(shell, "--ram", "1M", NOTIFY_SOCKET=str(tmp_path / "notify")) as server:
+            heard(manager, "READY=1")
+            assert server.end(signal.SIGINT) == 0
+            heard(manager, "STOPPING=1")
+
+
+def heard(manager, line):
+    """The lines of the next datagram that has one which begins like this."""
+    while True:
+        said = manager.recv(4096).decode().splitlines()
+        if any(each.startswith(line) for each in said):
+            return said
 
 
 # --- the file, read again --------------------------------------------------------------------
@@ -282,11 +320,70 @@ def test_a_faulty_file_changes_nothing(shell, tmp_path):
         assert len(shell.json("target", "ls")["targets"][0]["luns"]) == 2
 
 
-def test_a_change_that_needs_a_restart_is_said(shell, tmp_path):
-    path = config(tmp_path, target(lun(0)))
+def test_a_change_that_needs_a_restart_is_said_and_the_rest_is_done(shell, tmp_path):
+    path = config(tmp_path, "[server]\nmax_connections = 8\n" + target(lun(0)))
+    more = "[server]\nmax_connections = 9\nfile_workers = 2\nlogin_timeout_s = 7\n"
     with Serving(shell, "--config", path):
-        config(tmp_path, "[server]\nmax_connections = 7\n" + target(lun(0)))
+        config(tmp_path, more + target(lun(0), lun(1)))
+        said = shell.fails("target", "reload")
+        assert "server.max_connections can be more than 8" in said
+        assert "server.file_workers changes only with a restart" in said
+        assert "login_timeout_s" not in said
+        assert len(shell.json("target", "ls")["targets"][0]["luns"]) == 2
+        # What could be done is, and what could not is said again.
         assert "only with a restart" in shell.fails("target", "reload")
+        config(tmp_path, more.replace("9", "8").replace("file_workers = 2\n", "") + target(lun(0)))
+        assert shell.json("target", "reload")["changes"] == [f"{IQN} LUN 1 removed"]
+
+
+def test_limits_count_for_sessions_from_then_on(shell, tmp_path):
+    port = free_port()
+    path = config(tmp_path, target(lun(0)), port)
+    with Serving(shell, "--config", path), Raw(port).log_in(IQN) as first:
+        config(tmp_path, "[server]\nmax_connections = 1\n" + target(lun(0)), port)
+        changes = shell.json("target", "reload")["changes"]
+        assert changes == ["server.max_connections is 1 now"]
+        with Raw(port) as second, pytest.raises(LoginRejected) as caught:
+            second.log_in(IQN, isid=5)
+        assert caught.value.status == LoginStatus.OUT_OF_RESOURCES
+        config(tmp_path, target(lun(0)), port)
+        assert shell.json("target", "reload")["changes"] == ["server.max_connections is 256 now"]
+        with Raw(port).log_in(IQN, isid=5):
+            first.clear_attention()
+
+
+def test_discovery_tells_what_is_advertised_now(shell, tmp_path):
+    port = free_port()
+    path = config(tmp_path, target(lun(0)), port)
+    url = f"iscsi://127.0.0.1:{port}"
+    with Serving(shell, "--config", path):
+        assert f"127.0.0.1:{port}" in shell.run("iscsi", "ls", url).stdout.decode()
+        config(tmp_path, '[server]\nadvertise = ["192.0.2.7"]\n' + target(lun(0)), port)
+        changes = shell.json("target", "reload")["changes"]
+        assert changes == ["server.advertise is 192.0.2.7:3260 now"]
+        told = shell.run("iscsi", "ls", url).stdout.decode()
+        assert "192.0.2.7:3260" in told
+        assert f"127.0.0.1:{port}" not in told
+
+
+def test_a_thin_lun_warns_its_initiators_and_its_operator(shell, tmp_path):
+    port = free_port()
+    thin = 'backend = "thin"\npath = "disk.img"\n'
+    path = config(tmp_path, target(lun(0, "16M", thin)), port)
+    with Serving(shell, "--config", path) as server, iscsi.open(server.urls[0]) as disk:
+        disk.write(0, b"\x5a" * 10 * MIB)
+        disk.flush()
+        config(tmp_path, target(lun(0, "16M", thin + 'warn_used = "50%"\n')), port)
+        changes = shell.json("target", "reload")["changes"]
+        assert changes == [f"{IQN} LUN 0 warns at other thresholds"]
+        server.wait_said(f"{IQN} LUN 0: warn_used reached")
+        assert disk.read(0, 1) == b"\x5a" * 512
+        assert disk.recoveries == 0
+        found = shell.json("target", "stat")["targets"][0]["units"][0]
+        assert found["used"] >= 10 * MIB
+        assert found["used"] + found["available"] <= 16 * MIB
+        text = shell.run("target", "stat", "--format", "prometheus").stdout.decode()
+        assert f'ppe_target_lun_used_bytes{{target="{IQN}",lun="0"}} {found["used"]}' in text
 
 
 def test_who_may_log_in_changes_with_the_file(shell, tmp_path):

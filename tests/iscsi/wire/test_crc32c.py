@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iscsi.wire import crc32c as crc
-from shm.jit import JIT_DISABLED, ROOT, python_version
+from iscsi.wire.crc32c_fold import make_fold, step_size
+from shm.jit import JIT_DISABLED, ROOT, nopython, python_version
 from shm.view import address_of
 
 VECTORS = [
@@ -55,10 +56,10 @@ def test_instruction_and_table_give_what_the_definition_says(data):
 
 
 # Around the lengths where the three-way code changes its stride, and far above.
-LENGTHS = [k * length + more for length in (256, 2048) for k in (2, 3, 6) for more in (-1, 0, 1, 7)]
+LENGTHS = [k * length + more for length in (256, 4096) for k in (2, 3, 6) for more in (-1, 0, 1, 7)]
 
 
-@pytest.mark.parametrize("length", [*LENGTHS, 3 * 2048 + 3 * 256, 10_007])
+@pytest.mark.parametrize("length", [*LENGTHS, 3 * 4096 + 3 * 256, 10_007])
 @pytest.mark.parametrize("start", [0, 1, 7])
 def test_long_buffers_at_any_address_give_what_the_definition_says(length, start):
     data = np.random.default_rng(length).integers(0, 256, start + length, np.uint8)[start:]
@@ -73,6 +74,61 @@ def test_instruction_and_table_agree_on_any_length(length, seed):
     data = np.random.default_rng(seed).integers(0, 256, length, np.uint8)
     assert crc.crc32c(data) == crc.crc32c_by_table(data)
     assert crc.crc32c(data[: length // 2]) == crc.crc32c_by_table(data[: length // 2])
+
+
+def random_bytes(length, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, length, np.uint8)
+
+
+# Around the shortest that is folded with either width of vectors, and around the strides of three.
+FOLDED = [128, 256, 512, 3 * 256, 3 * 4096, 65536]
+
+
+@pytest.mark.parametrize("length", [size + more for size in FOLDED for more in (-9, -1, 0, 1, 15)])
+@pytest.mark.parametrize("start", [0, 1, 8])
+def test_every_way_to_compute_it_gives_what_a_library_says(length, start):
+    data = random_bytes(start + length)[start:]
+    expected = google_crc32c.value(data.tobytes())
+    found = [
+        crc.finish(update(crc.ONES, address_of(data), length))
+        for update in (crc.update, crc.update_by_instruction, crc.update_by_table)
+    ]
+    assert found == [expected] * 3
+
+
+@pytest.mark.parametrize("copy", [crc.copy_and_update, crc.copy_in_pieces])
+@pytest.mark.parametrize("length", [0, 1, 127, 256, 300, 4096 + 5, 12288 + 256 + 3, 65536])
+@pytest.mark.parametrize("start", [0, 3])
+def test_a_copy_and_its_crc_are_made_at_once(copy, length, start):
+    data = random_bytes(start + length + 1)
+    target = np.full(start + length + 9, 0xAA, np.uint8)
+    first = google_crc32c.value(b"before") ^ crc.ONES
+    made = copy(first, address_of(target) + start, address_of(data) + start, length)
+    copied = data[start : start + length].tobytes()
+    assert crc.finish(made) == google_crc32c.value(b"before" + copied)
+    assert target[start : start + length].tobytes() == copied
+    assert (target[:start] == 0xAA).all()
+    assert (target[start + length :] == 0xAA).all()
+
+
+@pytest.mark.skipif(JIT_DISABLED, reason="there are no vectors without the compiler")
+@pytest.mark.parametrize("lane_count", [2, 4])
+@pytest.mark.parametrize("copies", [False, True])
+def test_both_widths_of_vectors_give_the_same(lane_count, copies):
+    if lane_count > crc.lanes():
+        pytest.skip(f"this CPU multiplies {crc.lanes()} lanes at once")
+    fold, step = make_fold(lane_count, copies=copies), step_size(lane_count)
+
+    @nopython
+    def run(value, target, source, length):
+        return fold(value, target, source, length)
+
+    for steps in (1, 2, 3, 50):
+        data = random_bytes(steps * step, steps)
+        target = np.zeros_like(data)
+        made = run(crc.ONES, address_of(target), address_of(data), data.size)
+        assert crc.finish(made) == google_crc32c.value(data.tobytes())
+        assert np.array_equal(target, data if copies else np.zeros_like(data))
 
 
 @settings(deadline=None, max_examples=50)
@@ -102,7 +158,7 @@ def test_a_crc_continues_over_pieces(data, cut):
 @pytest.mark.parametrize(("cpu", "has_it"), [("x86-64-v2", True), ("generic", False)])
 def test_code_made_for_another_cpu_gives_the_same(cpu, has_it, tmp_path):
     program = (
-        "from iscsi.wire import crc32c as crc; data = bytes(range(256)) * 40; "
+        "from iscsi.wire import crc32c as crc; data = bytes(range(256)) * 60; "
         "print(crc.cpu_has_instruction(), crc.crc32c(data), crc.crc32c(data[:7]))"
     )
     done = subprocess.run(
@@ -120,5 +176,5 @@ def test_code_made_for_another_cpu_gives_the_same(cpu, has_it, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    data = bytes(range(256)) * 40
+    data = bytes(range(256)) * 60
     assert done.stdout.split() == [str(has_it), str(bit_by_bit(data)), str(bit_by_bit(data[:7]))]

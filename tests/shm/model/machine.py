@@ -6,6 +6,12 @@ until the buffer is empty (Owens, Sarkar, Sewell: "A better x86 memory model: x8
 calls are not taken for fences, which allows more than a real kernel does. A futex compares and
 queues in one step; wake-ups without cause and EINTR come at any time, as often as the model allows.
 
+An ordinary store, as payloads are made of, is weaker than the machine's: the compiler may move it
+among its like, widen it, and hoist it over an earlier publication. So it may leave the buffer
+before what stands before it, but for stores to the same word and more than `hoist` atomic ones.
+Only a fence and a later atomic store wait for it. A wide store is one of these orders; it may be
+torn at every word.
+
 A thread is found out to be a finite automaton: its next visible step is a function of the results
 of the former ones, and two histories that left the same frames, locals and private memory are one
 state of it. Appending to the own buffer is visible to nobody, so it is done at once.
@@ -17,6 +23,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from shm.ring import WORDS
 from tests.shm.model.steps import Current, Operation, Private, Record, Steps, Violation
 
 
@@ -146,6 +153,8 @@ class Model:
     spurious: int = 0  # wake-ups without cause, in all
     interrupts: int = 0  # EINTR, in all
     fields: dict[str, int] = field(default_factory=dict)
+    hoist: int = 1  # how many earlier atomic stores an ordinary one may overtake
+    tracked: tuple[int, ...] = (1, 2)  # words of the payload of a slot
     final: Callable[[dict[str, Any], dict[int, int]], str | None] = lambda records, memory: None
 
 
@@ -160,6 +169,18 @@ class Explored:
 
 # threads' nodes, memory, store buffers, who sleeps, clock, spurious left, interrupts left
 State = tuple[Any, ...]
+
+
+def _first_to_leave(buffer: tuple[tuple[int, int, bool], ...], hoist: int) -> Iterable[int]:
+    """Places in a store buffer whose store may reach memory before all the others."""
+    passed, words = 0, set()
+    for place, (word, _, ordered) in enumerate(buffer):
+        if place == 0 or not (ordered or word in words):
+            yield place
+        words.add(word)
+        passed += ordered
+        if passed > hoist:
+            return
 
 
 class Explorer:
@@ -185,9 +206,16 @@ class Explorer:
                     guards[i] = (self.index[start], reader, ring.record)
         return guards
 
+    def _untracked(self) -> frozenset[int]:
+        slots = [r.slots + 64 * i for r in self.model.rings for i in range(r.capacity)]
+        words = {slot + 8 * word for slot in slots for word in range(1, WORDS + 1)}
+        return frozenset(words - self.model.memory.keys())
+
     def run(self) -> Explored:
         """Visit every state. Raises Violation with a shortest trace to the first that is wrong."""
         Current.fields = self.model.fields
+        Current.tracked = self.model.tracked
+        Current.untracked = self._untracked()
         count = len(self.model.threads)
         nodes, buffers = [], []
         for at, thread in enumerate(self.model.threads):
@@ -273,9 +301,9 @@ class Explorer:
         self, at: int, node: Node, buffer: tuple[Any, ...], number: int, label: str
     ) -> tuple[Node, tuple[Any, ...]]:
         thread = self.model.threads[at]
-        while node.operation[0] == "store":
-            _, address, value = node.operation
-            buffer = (*buffer, (self.index[address], value))
+        while node.operation[0] in ("store", "plain store"):
+            kind, address, value = node.operation
+            buffer = (*buffer, (self.index[address], value, kind == "store"))
             node = thread.step(node, None)
         if node.operation[0] == "fail":
             self._fail(number, f"{thread.name}: {node.operation[1]}", label)
@@ -306,16 +334,17 @@ class Explorer:
         if clock < self.model.clock_end:
             yield f"time is {clock + 1}", (*state[:4], clock + 1, *state[5:])
         for at in range(len(self.model.threads)):
-            if state[2][at]:
-                yield self._drained(state, number, at)
+            for place in _first_to_leave(state[2][at], self.model.hoist):
+                yield self._drained(state, number, at, place)
             if state[3][at]:
                 yield from self._woken_by_nobody(state, number, at)
             else:
                 yield from self._acted(state, number, at)
 
-    def _drained(self, state: State, number: int, at: int) -> tuple[str, State]:
+    def _drained(self, state: State, number: int, at: int, place: int) -> tuple[str, State]:
         nodes, memory, buffers = state[:3]
-        (word, value), *rest = buffers[at]
+        word, value, _ = buffers[at][place]
+        rest = (*buffers[at][:place], *buffers[at][place + 1 :])
         address = self.addresses[word]
         name = self.model.names.get(address, hex(address))
         label = f"{self.model.threads[at].name}: {name} = {value} reaches memory"
@@ -324,7 +353,7 @@ class Explorer:
             if memory[sequence] > nodes[reader].records[record]["position"]:
                 self._fail(number, "an unread slot is overwritten", label)
         memory = (*memory[:word], value, *memory[word + 1 :])
-        buffers = (*buffers[:at], tuple(rest), *buffers[at + 1 :])
+        buffers = (*buffers[:at], rest, *buffers[at + 1 :])
         return label, (nodes, memory, buffers, *state[3:])
 
     def _woken_by_nobody(self, state: State, number: int, at: int) -> Iterable[tuple[str, State]]:
@@ -337,7 +366,7 @@ class Explorer:
             yield self._moved(state, number, at, -errno.EINTR, interrupts=interrupts - 1)
 
     def _read(self, state: State, at: int, word: int) -> int:
-        for held, value in reversed(state[2][at]):
+        for held, value, _ in reversed(state[2][at]):
             if held == word:
                 return int(value)
         return int(state[1][word])

@@ -1,7 +1,7 @@
 """The small programs that are checked: each states its bounds and what must hold at its end.
 
-Slots carry two payload words instead of seven, both holding the entry's number, so that a torn or
-overwritten entry shows. Loss, duplication and disorder show as a wrong number; a lost wake-up shows
+The tracked payload words of an entry all hold its number, so that a torn or overwritten entry
+shows. Loss, duplication and disorder show as a wrong number; a lost wake-up shows
 as a state in which somebody sleeps for ever.
 """
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from shm.records import NEVER, STATE_DEAD, STATE_RUNNING, WAKE_FUTEX
+from shm.ring import WORDS
 from shm.wait import DEADLINE, MIN_WAIT, PEER, SIGNAL, THRESHOLD
 from tests.shm.model.machine import Model, Ring, Thread
 from tests.shm.model.source import Mutation, Source
@@ -17,6 +18,7 @@ from tests.shm.model.steps import (
     PLAIN,
     PRIMITIVES,
     PRIVATE,
+    Current,
     Private,
     Record,
     Steps,
@@ -29,7 +31,7 @@ HEAD, NEED_DOORBELL, EVENT_HEAD = 0x100, 0x108, 0x110
 WAKE_AT, WAKE_KIND, WAKE_SEQ, STATE = 0x118, 0x120, 0x128, 0x130
 SLOTS, EVENTS = 0x400, 0x800
 BELL, WAKE = 3, 4  # descriptors
-PAYLOAD_WORDS = 2
+TRACKED = (1, 2)  # words of a slot's payload
 
 PRODUCER, CONSUMER, WAKER, WAITER, RINGER = (PRIVATE + 0x100 * i for i in range(5))
 ENTRY, OUT = PRIVATE + 0x1000, PRIVATE + 0x2000
@@ -51,16 +53,12 @@ WAKE_WORDS = {WAKE_AT: NEVER, WAKE_KIND: WAKE_FUTEX, WAKE_SEQ: 0, STATE: STATE_R
 
 def source(mutations: Iterable[Mutation] = ()) -> Source:
     """The shipped functions over the model's memory, with these faults."""
-    return Source(PRIMITIVES, PLAIN, {"WORDS": PAYLOAD_WORDS}, mutations)
+    return Source(PRIMITIVES, PLAIN, mutations)
 
 
-def slot_words(base: int, capacity: int) -> dict[int, int]:
-    """The words of `capacity` empty slots at `base`."""
-    return {
-        base + 64 * slot + 8 * word: 0
-        for slot in range(capacity)
-        for word in range(PAYLOAD_WORDS + 1)
-    }
+def slot_words(base: int, capacity: int, tracked: Iterable[int] = TRACKED) -> dict[int, int]:
+    """The sequence and tracked words of `capacity` empty slots at `base`."""
+    return {base + 64 * slot + 8 * w: 0 for slot in range(capacity) for w in (0, *tracked)}
 
 
 def names(capacity: int) -> dict[int, str]:
@@ -68,7 +66,7 @@ def names(capacity: int) -> dict[int, str]:
     found = dict(NAMES)
     for base, kind in ((SLOTS, "slot"), (EVENTS, "event")):
         for slot in range(capacity):
-            for word in range(PAYLOAD_WORDS + 1):
+            for word in range(WORDS + 1):
                 part = f"word{word - 1}" if word else "sequence"
                 found[base + 64 * slot + 8 * word] = f"{kind}[{slot}].{part}"
     return found
@@ -122,14 +120,14 @@ def ringer_record() -> Record:
 
 def fill_entry(number: int, at: int = ENTRY) -> Steps:
     """Write entry `number` into private memory."""
-    for word in range(1, PAYLOAD_WORDS + 1):
+    for word in Current.tracked:
         yield from store(at + 8 * word, number)
 
 
 def expect(private: Private, at: int, number: int) -> None:
     """Entry `number`, whole, stands at `at`; then forget it, so that it cannot pass twice."""
-    found = [private.words.pop(at + 8 * word, 0) for word in range(1, PAYLOAD_WORDS + 1)]
-    if found != [number] * PAYLOAD_WORDS:
+    found = [private.words.pop(at + 8 * word, 0) for word in Current.tracked]
+    if found != [number] * len(found):
         raise Violation(f"entry {number} was expected and {found} was read")
 
 
@@ -138,6 +136,7 @@ def two_threads(
     produce: Callable[[Private], Steps],
     consume: Callable[[Private], Steps],
     words: dict[int, int] | None = None,
+    tracked: tuple[int, ...] = TRACKED,
     **more: Any,
 ) -> Model:
     """A producer and a consumer of one ring."""
@@ -152,9 +151,10 @@ def two_threads(
             Thread("producer", produce, producer),
             Thread("consumer", consume, consumer),
         ],
-        memory={HEAD: 0, **(words or {}), **slot_words(SLOTS, capacity)},
+        memory={HEAD: 0, **(words or {}), **slot_words(SLOTS, capacity, tracked)},
         names=names(capacity),
         rings=[Ring(SLOTS, capacity, "consumer", "consumer")],
+        tracked=tracked,
         **more,
     )
 
@@ -172,7 +172,9 @@ def at_most(wakes: int) -> Callable[[dict[str, Any], dict[int, int]], str | None
 # --- the ring --------------------------------------------------------------------------------
 
 
-def ring_by_ones(code: Source, capacity: int = 2, entries: int = 4, limit: int = 2) -> Model:
+def ring_by_ones(
+    code: Source, capacity: int = 2, entries: int = 4, limit: int = 2, **more: Any
+) -> Model:
     """Post one by one around the ring; poll up to `limit`."""
     post, poll = code["ring.post"], code["ring.poll"]
 
@@ -190,10 +192,10 @@ def ring_by_ones(code: Source, capacity: int = 2, entries: int = 4, limit: int =
                 expect(private, OUT + 64 * place, taken + place + 1)
             taken += count
 
-    return two_threads(capacity, produce, consume)
+    return two_threads(capacity, produce, consume, **more)
 
 
-def ring_by_bursts(code: Source, capacity: int = 2, entries: int = 4) -> Model:
+def ring_by_bursts(code: Source, capacity: int = 2, entries: int = 4, **more: Any) -> Model:
     """Post bursts of up to three, of which some do not fit."""
     post_burst, poll = code["ring.post_burst"], code["ring.poll"]
 
@@ -213,7 +215,7 @@ def ring_by_bursts(code: Source, capacity: int = 2, entries: int = 4) -> Model:
                 expect(private, OUT + 64 * place, taken + place + 1)
             taken += count
 
-    return two_threads(capacity, produce, consume)
+    return two_threads(capacity, produce, consume, **more)
 
 
 def ring_of_pairs(code: Source, capacity: int = 4, operations: int = 3) -> Model:

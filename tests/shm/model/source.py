@@ -217,12 +217,10 @@ class Source:
         self,
         primitives: Namespace,
         plain: Namespace,
-        constants: Namespace,
         mutations: Iterable[Mutation] = (),
     ) -> None:
         self._primitives = primitives  # generator functions, by the names of the real ones
         self._replaced = {**primitives, **plain}
-        self._constants = constants
         self._mutations = list(mutations)
         self._modules: dict[str, tuple[Namespace, set[str]]] = {}
 
@@ -282,5 +280,4 @@ class Source:
             _Keeper().visit(function)
         tree.body = [node for node in body if node not in functions or node in hot]
         exec(compile(ast.fix_missing_locations(tree), str(path), "exec"), names)
-        names.update({k: v for k, v in self._constants.items() if k in names})
         return names, yielding

@@ -2,6 +2,9 @@
 
 Each is a generator function under the name of the real one; it yields an operation and is sent the
 result. Private memory (addresses from PRIVATE on) is read and written at once.
+
+Of the seven payload words of a slot a model tracks one or two; the others are read as 0 and writes
+to them vanish. Words do not depend on each other, so what holds for each holds for all.
 """
 
 from collections.abc import Generator
@@ -43,6 +46,8 @@ class Current:
 
     private: Private
     fields: dict[str, int]
+    tracked: tuple[int, ...]
+    untracked: frozenset[int]  # addresses
 
 
 def load(address: int) -> Steps:
@@ -58,6 +63,19 @@ def store(address: int, value: int) -> Steps:
         Current.private.words[address] = value
         return
     yield ("store", address, value)
+
+
+def plain_load(address: int) -> Steps:
+    """Read a word of a payload."""
+    return 0 if address in Current.untracked else (yield from load(address))
+
+
+def plain_store(address: int, value: int) -> Steps:
+    """Write a word of a payload: an ordinary store, which the compiler may move and widen."""
+    if address >= PRIVATE:
+        Current.private.words[address] = value
+    elif address not in Current.untracked:
+        yield ("plain store", address, value)
 
 
 def fence() -> Steps:
@@ -105,7 +123,7 @@ def set_field(record: SharedRecord, name: str, value: int) -> Steps:
     """Write a tracked field of a slot in place; untracked ones vanish."""
     word = Current.fields.get(name)
     if word is not None:
-        yield from store(record + 8 * word, value)
+        yield from plain_store(record + 8 * word, value)
 
 
 def record_at(address: int) -> list[Record]:
@@ -122,10 +140,10 @@ PRIMITIVES: dict[str, Any] = {
     "load_acquire": load,
     "load_acquire_32": load,
     "load_relaxed": load,
-    "load_64": load,
+    "load_64": plain_load,
     "store_release": store,
     "store_relaxed": store,
-    "store_64": store,
+    "store_64": plain_store,
     "fence": fence,
     "fetch_add": add,
     "fetch_add_32": add,

@@ -1,0 +1,48 @@
+"""The datamover's record of one endpoint: engine-private, made by the control plane, which has the
+memory back once `state` says that it is over.
+"""
+
+from typing import Final
+
+from shm.layout import Field, offset, record
+from shm.view import opener
+
+MOVER: Final = record(
+    Field("role", "<i8"),
+    Field("state", "<i8"),
+    Field("conn", "<i8"),  # address of the INITIATOR or TARGET
+    Field("home", "<i8"),  # the host's block of memory that offsets count from
+    Field("home_size", "<i8"),
+    Field("words", "<i8"),  # address of MOVER_WORDS in `home`
+    Field("pool", "<i8"),  # index of the endpoint whose buffers it takes
+    Field("pool_generation", "<i8"),  # it may be closed, and its row be another's
+    Field("starved", "<i8"),  # 1 while it waits for one
+    Field("told", "<i8"),  # MaxCmdSN as the host knows it
+    Field("ahead", "<i8"),  # bytes to receive beyond those whose place is known
+    Field("table", "<i8"),  # index of the endpoint with its units, or -1
+    size=128,
+)
+# What the host may read of a connection at any time, without asking.
+MOVER_WORDS: Final = record(
+    Field("rx_pdus", "<i8"),
+    Field("tx_pdus", "<i8"),
+    Field("data_bytes", "<i8"),  # a target's: written data that came
+    Field("unsent", "<i8"),  # and its PDUs that the transport has not taken
+    size=64,
+)
+mover_at = opener(MOVER)
+MOVER_STATE: Final = offset(MOVER, "state")
+INITIATOR_ROLE: Final = 1
+TARGET_ROLE: Final = 2
+
+# What the service is called for (`datamover.serve`).
+WORK: Final = 0
+RECEIVE: Final = 1
+TRANSMIT: Final = 2
+END: Final = 3
+USES: Final = 4
+ACTION_BITS: Final = 3
+ACTION_MASK: Final = 7
+
+MOVER_RUNNING: Final = 0
+MOVER_OVER: Final = 1
