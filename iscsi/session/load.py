@@ -1,6 +1,7 @@
-"""A closed-loop load: so many commands outstanding, each replaced when it completes, in compiled
-code from the choice of the address to the latency's histogram. With `verify` every word written is
-derived from its block's address, and every word read is compared.
+"""A load: so many commands outstanding, each replaced when it completes (a closed loop) or when the
+next one is due (a fixed rate), in compiled code from the choice of the address to the latency's
+histogram. With `verify` every word written is derived from its block's address, and every word read
+is compared. At a fixed rate a latency counts from when the command was due, sent late or not.
 """
 
 from typing import Final
@@ -41,7 +42,9 @@ LOAD: Final = record(
     Field("read_latency", "<i8"),  # addresses of histograms, nanoseconds
     Field("write_latency", "<i8"),
     Field("failure", "<i8"),  # address of a JOB that keeps the first failure
-    size=192,
+    Field("interval_ns", "<i8"),  # between two commands; 0: as fast as they complete
+    Field("due_ns", "<i8"),  # when the next command is to be sent
+    size=256,
 )
 SLOT: Final = record(
     Field("started_ns", "<i8"),
@@ -107,14 +110,36 @@ def _choose(load: int) -> int:
 
 
 @nopython
+def _due(load: int) -> int:
+    """How many commands of a load at a fixed rate are due by now."""
+    mine = load_at(load)[0]
+    late = monotonic_ns() - mine["due_ns"]
+    return int(1 + late // mine["interval_ns"]) if late >= 0 else 0
+
+
+@nopython
+def _start_ns(load: int) -> int:
+    """When the command just sent began: now, or when it was due; the next one is due after that."""
+    mine = load_at(load)[0]
+    if mine["interval_ns"] == 0:
+        return int(monotonic_ns())
+    due = int(mine["due_ns"])
+    mine["due_ns"] = due + mine["interval_ns"]
+    return due
+
+
+@nopython
 def _submit(load: int) -> int:
-    """Submit commands while there are slots. How many."""
+    """Submit commands while there are slots and, at a fixed rate, while one is due. How many."""
     mine = load_at(load)[0]
     hot = worker_at(mine["worker"])[0]
     done = jobs.resubmit(mine["worker"])
     if done < 0 or hot["conn"] == 0 or hot["gate"] != jobs.OPEN:
         return 0
-    while mine["free_count"] > 0 and mine["left"] != 0:
+    room = mine["free_count"]
+    if mine["interval_ns"] != 0:
+        room = min(room, _due(load))
+    while room > 0 and mine["left"] != 0:
         number = load_32(mine["free"] + 4 * (mine["free_count"] - 1))
         slot = mine["slots"] + SLOT_SIZE * number
         its = slot_at(slot)[0]
@@ -128,7 +153,8 @@ def _submit(load: int) -> int:
         tag = submit(hot["conn"], mine["lun"], cdb, flags, length, its["address"], slot)
         if tag < 0:
             break
-        its["lba"], its["started_ns"] = lba, monotonic_ns()
+        its["lba"], its["started_ns"] = lba, _start_ns(load)
+        room -= 1
         mine["free_count"] -= 1
         mine["left"] -= 1
         hot["outstanding"] += 1
@@ -190,6 +216,18 @@ def _take_completed(load: int) -> int:
     return done
 
 
+@nopython
+def _wait(load: int, deadline_ns: int, tick_at_ns: int, now_ns: int) -> int:
+    """`jobs.wait`, but no longer than until the next command is due."""
+    mine = load_at(load)[0]
+    worker, due = mine["worker"], mine["due_ns"]
+    # One that is due already was not taken for want of room, which only a completion makes.
+    if mine["interval_ns"] == 0 or mine["left"] == 0 or due <= now_ns or due >= tick_at_ns:
+        return jobs.wait(worker, deadline_ns, tick_at_ns, now_ns)
+    reason = jobs.wait(worker, deadline_ns, due, now_ns)
+    return 0 if reason == jobs.LOOK and monotonic_ns() >= due else reason
+
+
 @entry("int64(intp, int64, int64, int64)")
 def run_load(load: int, end_ns: int, deadline_ns: int, tick_at_ns: int) -> int:
     """Keep the load up until `end_ns` or its last command, then let what is open end.
@@ -207,7 +245,7 @@ def run_load(load: int, end_ns: int, deadline_ns: int, tick_at_ns: int) -> int:
             return jobs.FINISHED
         reason = jobs.news(worker)
         if reason == 0 and moved == 0:
-            reason = jobs.wait(worker, deadline_ns, tick_at_ns, now)
+            reason = _wait(load, deadline_ns, tick_at_ns, now)
         if reason == 0 and now >= tick_at_ns:
             reason = jobs.LOOK
         if reason != 0:

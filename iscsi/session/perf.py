@@ -33,7 +33,7 @@ class WrongData(SessionError):
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
     """What to do: `blocks` a command, `write_percent` of them writes, for `seconds` after
-    `warm_up_s`. `verify` writes the whole span first, and checks every block read. `span_blocks`
+    `warm_up_s`, at `rate` a second (0: as fast as the queue depth allows). `verify` writes the whole span first, and checks every block read. `span_blocks`
     0 is the whole device.
     """
 
@@ -45,12 +45,15 @@ class LoadPlan:
     verify: bool = False
     first_lba: int = 0
     span_blocks: int = 0
+    rate: float = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.write_percent <= 100:
             raise ValueError(f"write_percent {self.write_percent} is outside 0..100")
         if self.blocks < 1 or self.seconds <= 0:
             raise ValueError("a load has at least one block a command and lasts a while")
+        if not 0 <= self.rate <= 1e9:
+            raise ValueError(f"rate {self.rate} is outside 0..1e9 commands a second")
 
 
 @dataclass(slots=True)
@@ -149,6 +152,9 @@ class Load:
             "read_latency": self._latencies.read_latency.address,
             "write_latency": self._latencies.write_latency.address,
             "failure": address_of(self._failure),
+            # Preparing is never slowed down.
+            "interval_ns": round(1e9 / plan.rate) if plan.rate and limit < 0 else 0,
+            "due_ns": monotonic_ns(),
         }
         for name, value in values.items():
             state[name] = value

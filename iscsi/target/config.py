@@ -5,6 +5,7 @@ from typing import Final
 
 from iscsi.target.access import AccessPolicy
 from iscsi.target.buffers import DEFAULT_SIZES
+from iscsi.target.placement import STREAM, check_placement
 from iscsi.target.units import Target
 from iscsi.wire.keys import DIGEST_CRC32C, DIGEST_NONE, Proposal, SessionParams
 from iscsi.wire.names import DEFAULT_PORT, Portal
@@ -57,6 +58,7 @@ class ServerConfig:
     file_workers: int = 4  # threads that wait for files
     slow_workers: int = 4  # threads for commands that take long
     portal_group_tag: int = 1
+    placement: str = STREAM  # what of a connection the engine does: `iscsi.target.placement`
     access: AccessPolicy = field(default_factory=AccessPolicy)
     proposal: Proposal = field(
         default_factory=lambda: Proposal(
@@ -76,6 +78,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not self.portals:
             raise ValueError("a server needs a portal")
+        check_placement(self.placement)
         for name in ("max_connections", "max_logins"):
             if not 1 <= getattr(self, name) <= 4096:
                 raise ValueError(f"{name} {getattr(self, name)} is outside 1..4096")

@@ -139,10 +139,10 @@ class Nexus:
             return
         if lun is not None and unit is not None and unit.task_aborted_status:
             self.tasks.end_aborted(lun)
-            if self.wake is not None:
-                self.wake()
         else:
             self.tasks.abort_lun(lun)
+        if self.wake is not None:
+            self.wake()
 
     def aborted_work(self, lun: int | None = None) -> int:
         """On how many of those somebody still works: they may still reach the medium."""

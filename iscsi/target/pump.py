@@ -1,13 +1,15 @@
 """The target's pump and its place in the server's loop: how bytes move between a posted stream and
-a connection in the full feature phase. Compiled; Python sees only what needs it.
+a connection in the full feature phase, or operations between it and a datamover (`mover_pump`).
+Compiled; Python sees only what needs it.
 """
 
 from typing import Final
 
 from host import native
+from host.pump import MOVER as MOVER_MODE
 from host.pump import PUMP_ADDRESS_MIN, make_pump, pump_at, pump_of
 from host.records import context_at
-from iscsi.target import storage
+from iscsi.target import mover_pump, storage
 from iscsi.wire.port import EVENTS, READY, is_empty, port_at
 from iscsi.wire.target_rx import rx_bytes
 from iscsi.wire.target_task import COLD, target_at
@@ -18,6 +20,14 @@ from shm.jit import entry, nopython
 from shm.layout import Field, offset, record
 from shm.libc import monotonic_ns
 from shm.memory import copy_bytes, load_64, store_64
+from shm.operations import (
+    MOVER_ABORT,
+    MOVER_FENCE,
+    MOVER_FIRST,
+    MOVER_LAST,
+    MOVER_RECEIVE,
+    MOVER_UNIT,
+)
 from shm.records import NEVER, SLOT_SIZE, cqe_at
 from shm.view import opener
 from shm.wait import THRESHOLD, TICK
@@ -48,6 +58,10 @@ SERVER: Final = record(
     Field("wake_length", "<i8"),
     Field("wake_due", "<i8"),  # 1: its receive is to be posted
     Field("kicked", "<i8"),  # set by other threads: Python has something to do
+    # With a datamover: LENDING, and 1 while operations of Python's that found no room hold answers
+    # back, because these may promise what those say.
+    Field("lending", "<i8"),
+    Field("held", "<i8"),
     size=192,
 )
 server_at = opener(SERVER)
@@ -101,7 +115,9 @@ def _drain(server: int) -> None:
             return
         cqe = cqe_at(found)[0]
         pump = 0 if cqe["flags"] & UNSOLICITED != 0 else pump_of(cqe["user_data"])
-        if pump != 0:
+        if _is_movers(cqe["opcode"]):
+            _feed_mover(server, found)
+        elif pump != 0:
             _feed(server, pump, found)
         elif cqe["user_data"] == SWEEP:
             mine["sweeping"] = 0
@@ -124,6 +140,29 @@ def _feed(server: int, pump: int, completion: int) -> None:
 
 
 @nopython
+def _is_movers(opcode: int) -> bool:
+    """Whether a completion belongs to a datamover endpoint. Its user_data is then a task's."""
+    if opcode == MOVER_UNIT or opcode == MOVER_FENCE:
+        return False
+    return bool(MOVER_FIRST <= opcode <= MOVER_LAST)
+
+
+@nopython
+def _feed_mover(server: int, completion: int) -> None:
+    """One completion of a datamover endpoint. What a failed one used comes back all the same."""
+    mine, cqe = server_at(server)[0], cqe_at(completion)[0]
+    pump = mover_pump.pump_named(mine["lending"], cqe["endpoint"])
+    if cqe["opcode"] == MOVER_RECEIVE:
+        mover_pump.received(mine["lending"], pump, completion)
+    elif pump != 0:
+        mover_pump.event(pump, completion)
+    if cqe["opcode"] == MOVER_ABORT:
+        mine["kicked"] = 1  # Answers may have waited for that.
+    if pump != 0:
+        _touch(server, pump)
+
+
+@nopython
 def _needs_python(pump: int) -> bool:
     its = pump_at(pump)[0]
     conn = its["conn"]
@@ -136,6 +175,7 @@ def _needs_python(pump: int) -> bool:
 def _progress(server: int) -> None:
     """Send and receive for every touched pump; one that found no room stays in the list."""
     mine = server_at(server)[0]
+    may_answer = _has_fenced(server)
     count, kept = mine["touched_count"], 0
     for place in range(count):
         pump = load_64(mine["touched"] + 8 * place)
@@ -143,8 +183,11 @@ def _progress(server: int) -> None:
         if its["error"] == 0:
             storage.begin(mine["store"], pump, its["conn"])
             its["eager"] = target_at(its["conn"])[0]["buffer_held"]
-        TARGET_PUMP.send(pump)
-        TARGET_PUMP.receive(pump)
+        if its["mode"] == MOVER_MODE:
+            mover_pump.send(pump, may_answer)
+        else:
+            TARGET_PUMP.send(pump)
+            TARGET_PUMP.receive(pump)
         if _needs_python(pump):
             _call_for(server, pump)
         if its["error"] == 0 and _has_more(pump):
@@ -157,10 +200,26 @@ def _progress(server: int) -> None:
 
 
 @nopython
+def _has_fenced(server: int) -> bool:
+    """Post what ends or fences something, of every connection, before any of them answers."""
+    mine = server_at(server)[0]
+    if mine["lending"] == 0:
+        return True
+    mover_pump.lend_spare(mine["lending"])
+    if mine["held"]:
+        return False
+    for place in range(mine["touched_count"]):
+        pump = load_64(mine["touched"] + 8 * place)
+        if pump_at(pump)[0]["mode"] == MOVER_MODE and not mover_pump.post_fences(pump):
+            return False
+    return True
+
+
+@nopython
 def _has_more(pump: int) -> bool:
     """Whether something found no room, and is to be tried again when something has happened."""
     its = pump_at(pump)[0]
-    if its["tx_length"] > 0 or its["rx_posted"] < 2:
+    if its["tx_length"] > 0 or (its["rx_posted"] < 2 and its["mode"] != MOVER_MODE):
         return True
     return storage.is_waiting(its["conn"])
 
@@ -217,6 +276,8 @@ def serve(server: int, deadline_ns: int, tick_at_ns: int) -> int:
         storage.is_awake(mine["store"])
         if reason != THRESHOLD:
             return reason
+        if mine["held"]:
+            return CALLED
 
 
 @entry("void(intp, intp)")
@@ -225,8 +286,8 @@ def touch(server: int, pump: int) -> None:
     _touch(server, pump)
 
 
-@entry("boolean(intp)")
-def push_out(pump: int) -> bool:
+@entry("boolean(intp, intp)")
+def push_out(server: int, pump: int) -> bool:
     """Post everything there is to send, also on a pump that has failed. Whether nothing is left.
 
     For the last PDU of a connection; what is received afterwards is not looked at.
@@ -234,7 +295,10 @@ def push_out(pump: int) -> bool:
     its = pump_at(pump)[0]
     error = its["error"]
     its["error"] = 0
-    TARGET_PUMP.send(pump)
+    if its["mode"] == MOVER_MODE:
+        mover_pump.send(pump, _has_fenced(server) and mover_pump.post_fences(pump))
+    else:
+        TARGET_PUMP.send(pump)
     native.flush(its["context"])
     if its["error"] == 0:
         its["error"] = error

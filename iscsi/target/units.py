@@ -79,6 +79,19 @@ class Reservations(Protocol):
         """The unit was reset."""
 
 
+class EnginePlaces(Protocol):
+    """A target's units as an engine knows them that serves some by itself."""
+
+    def write(self, lun: int) -> None:
+        """Have it know what has changed, before anything is answered."""
+
+    def serves(self, lun: int) -> bool:
+        """Whether it has this unit, be it open to its commands or not."""
+
+    def fence(self, lun: int) -> Callable[[], bool]:
+        """Close a unit there until nothing is under way; whether that is over."""
+
+
 class LogicalUnit:
     """A block device. `serial` and `naa` come from the target that first holds it, if not given.
 
@@ -184,6 +197,22 @@ class LogicalUnit:
         if self.condition is not None or self.awaiting_writes:
             return False
         return self.medium_present and not self.descriptor_sense
+
+    @property
+    def is_served_by_engine(self) -> bool:
+        """Whether commands reach its medium without this process being asked."""
+        return any(
+            target.engine is not None and target.engine.serves(lun) for target, lun in self.places
+        )
+
+    def fence(self) -> Callable[[], bool]:
+        """Have an engine end what it does here by itself; whether it has. Meanwhile, and for as
+        long as the unit is not in its normal state, all commands come to this process.
+        """
+        waits = [
+            target.engine.fence(lun) for target, lun in self.places if target.engine is not None
+        ]
+        return lambda: all(is_over() for is_over in waits)
 
     def refresh_gate(self) -> None:
         """Tell compiled code what may have changed: state, size and write protection."""
@@ -372,6 +401,7 @@ class Target:
         self.name, self.alias = name, alias
         self.units: dict[int, LogicalUnit] = {}
         self.nexuses: list[Nexus] = []
+        self.engine: EnginePlaces | None = None
         # The tags of the portal groups that lead to it, for REPORT TARGET PORT GROUPS.
         self.portal_groups: Callable[[], Iterable[int]] = tuple
         for number in units:
@@ -407,6 +437,8 @@ class Target:
             address = address_of(self.table) + LUN_SIZE * lun
             record = None if unit is None else unit.record
             write_lun(address, record, int(unit is not None and not unit.is_normal))
+            if self.engine is not None:
+                self.engine.write(lun)
 
     def entry(self, lun: int) -> Any:
         """The record of a place that the table has."""

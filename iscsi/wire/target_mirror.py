@@ -30,13 +30,14 @@ from iscsi.wire.target_command import (
     spoil,
 )
 from iscsi.wire.target_command_header import extended_cdb, keep_cdb
-from iscsi.wire.target_mover import SENSE_MASK, WORD_MASK
+from iscsi.wire.target_mover import SENSE_MASK
 from iscsi.wire.target_posts import (
     ABORT_FREE,
     ABORT_OVER,
     ABORT_POSTED,
     ABORT_SIZE,
     POST_NONE,
+    WORD_MASK,
     abort_at,
     abort_of,
     add_abort,

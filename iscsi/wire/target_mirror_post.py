@@ -26,7 +26,7 @@ from iscsi.wire.target_mirror import (
     KIND_GET,
     KIND_SILENT,
 )
-from iscsi.wire.target_mover import RESIDUAL_SHIFT, SENSE_LENGTH_SHIFT, SENSE_SHIFT, WORD_MASK
+from iscsi.wire.target_mover import RESIDUAL_SHIFT, SENSE_LENGTH_SHIFT, SENSE_SHIFT
 from iscsi.wire.target_posts import (
     ABORT_DUE,
     ABORT_POSTED,
@@ -35,6 +35,7 @@ from iscsi.wire.target_posts import (
     DONES,
     GATES,
     POST_GET,
+    WORD_MASK,
     abort_at,
     mirror_at,
 )

@@ -13,7 +13,6 @@ from shm.layout import offset
 EBUSY: Final = errno.EBUSY
 EINVAL: Final = errno.EINVAL
 BLOCK_SIZE_MAX: Final = 1 << 16
-GRANULARITY_MAX: Final = 1 << 40
 _STATE: Final = offset(LUN, "state")
 
 
@@ -76,9 +75,10 @@ def _fits(memory: int, length: int, block_size: int, block_count: int) -> bool:
 @nopython
 def _maps(allocation_length: int, size: int, granularity: int) -> bool:
     """Whether a map of a byte for each `granularity` bytes covers a unit of `size` bytes."""
-    if not 0 < granularity <= GRANULARITY_MAX:
+    if granularity <= 0:
         return False
-    return bool((size + granularity - 1) // granularity <= allocation_length)
+    partial = 1 if size % granularity else 0
+    return bool(size // granularity + partial <= allocation_length)
 
 
 @nopython

@@ -9,8 +9,9 @@ from typing import Final
 
 from ppe.cycle import libc
 from ppe.cycle.accounts import ENGINE_INFO, INDEX, STAGE_INDEX, STAGE_ROW, STAGE_SIZE, add
+from ppe.cycle.endpoints import ask_hot
 from ppe.cycle.readiness import poller
-from ppe.cycle.records import SLEEP, YIELD, engine_at
+from ppe.cycle.records import NONE, SLEEP, YIELD, engine_at
 from ppe.cycle.stages import control, events, receive, submissions, timers, transmit
 from ppe.cycle.stages import readiness as readiness_stage
 from ppe.cycle.stages.channels import park_all
@@ -80,6 +81,8 @@ def one_pass(engine: int) -> int:
     work = readiness_stage.step(engine)
     mark = account(engine, READINESS, work, mark, sampled)
     total += work
+    if mine["hot"] != NONE:
+        ask_hot(engine)
     if mine["receive_head"] != mine["receive_tail"]:
         work = receive.step(engine)
         mark = account(engine, RECEIVE, work, mark, sampled)

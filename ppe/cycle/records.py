@@ -69,6 +69,10 @@ ENGINE: Final = record(
     Field("vectors", "<i8"),  # struct iovec[SPANS_MAX]
     Field("message", "<i8"),  # struct msghdr
     Field("datamover", "<i8"),  # address of its service; 0: no endpoint uses it
+    # The endpoint that received last is asked again in each pass for a while, before its edge.
+    Field("hot", "<i8"),  # its index, or -1
+    Field("hot_until", "<i8"),
+    Field("hot_cycles", "<i8"),
     Field("staging", "<i8"),  # where bytes are received whose place is not known yet
     Field("staging_size", "<i8"),
     Field("post", "<i8"),

@@ -68,6 +68,7 @@ class Settings:
     readiness: str = "auto"
     park_after_us: int = 1_000
     sleep_after_us: int = 50
+    hot_us: int = 30
     stall_ms: int = 10
     port_floor: int = 0
 
@@ -165,6 +166,8 @@ class EngineTables:
         state["idle"] = IDLE_NAMES.index(settings.idle)
         state["park_after"] = int(settings.park_after_us * per_us)
         state["sleep_after"] = int(settings.sleep_after_us * per_us)
+        state["hot"] = NONE
+        state["hot_cycles"] = int(settings.hot_us * per_us)
         state["stall_cycles"] = int(settings.stall_ms * 1_000 * per_us)
         state["cycles_per_ms"] = int(1_000 * per_us)
         state["port_floor"] = settings.port_floor

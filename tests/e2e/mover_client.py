@@ -110,14 +110,14 @@ class MoverClient:
         self.targets.append(Target(self.server.accept()[0]))
         return done["endpoint"], self.targets[-1]
 
-    def enable(self, endpoint, **changes):
+    def enable(self, number, **changes):
         """Ask for the datamover: the answer."""
         fields = {
             **spec(),
             "channel": self.channel.number,
-            "endpoint": endpoint,
             "home": [self.home, 0, HOME_SIZE],
             "words": WORDS,
+            "endpoint": number,
             **changes,
         }
         self.client.connection.settimeout(300)  # a cold cache compiles the service first
@@ -190,7 +190,7 @@ class MoverClient:
     def collect(self, count):
         """The next completions by user_data: each operation has one."""
         found = {}
-        for _ in range(count):
+        while len(found) < count:
             done = self.channel.poll(PATIENCE_S)
             assert done is not None, f"{count} completions expected, these came: {found}"
             if done["flags"] & 1:

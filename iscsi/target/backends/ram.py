@@ -54,6 +54,7 @@ class RamBackend:
         self._buffer, self._owns = buffer, owns
         self._bytes = buffer.array
         self._map = np.zeros(-(-len(buffer) // granularity) if thin else 0, np.uint8)
+        self._map_buffer: Buffer | None = None
         if thin:
             self._bytes[:] = 0
 
@@ -84,6 +85,16 @@ class RamBackend:
     def allocation(self) -> int:
         """Address of the map of a thin backend, else 0."""
         return address_of(self._map) if self.is_thin else 0
+
+    def share_map(self, memory: Memory) -> None:
+        """Move the map of a thin backend to where an engine may touch it, once. Whoever knows where
+        it lay has to look again; nothing may write meanwhile.
+        """
+        if not self.is_thin or self._map_buffer is not None:
+            return
+        self._map_buffer = memory.alloc(len(self._map))
+        self._map_buffer.array[:] = self._map
+        self._map = self._map_buffer.array
 
     def set_write_cache(self, enabled: bool) -> None:
         """OSError EOPNOTSUPP, unless it asks for what is: there is no cache."""
@@ -167,6 +178,10 @@ class RamBackend:
 
     def close(self) -> None:
         """Give the memory back if it is this backend's own."""
+        if self._map_buffer is not None:
+            self._map = self._map.copy()
+            self._map_buffer.free()
+            self._map_buffer = None
         if self._owns:
             self._owns = False
             self._buffer.free()

@@ -9,11 +9,13 @@ from typing import Final
 
 from iscsi.wire.mover import event_at, post_at
 from iscsi.wire.port import TX_SIZE, port_at, tx_at
+from ppe.cycle.accounts import E_BYTES_IN
 from ppe.cycle.endpoints import (
     endpoint_of,
     push_receive,
     queue_receive,
     queue_transmit,
+    stats_of,
 )
 from ppe.cycle.operations import (
     channel_row_of,
@@ -46,6 +48,7 @@ from ppe.cycle.services.mover_records import (
 )
 from ppe.cycle.services.mover_units import fence, look_at_fences, set_unit, table_uses
 from ppe.cycle.services.stream_ends import table_full
+from shm.atomics import load_relaxed
 from shm.jit import callback, nopython
 from shm.operations import MOVER_FENCE, MOVER_RECEIVE, MOVER_UNIT
 from shm.records import wqe_at
@@ -156,17 +159,22 @@ def _work(engine: int, channel: int, wqe: int, place: int) -> int:
 def _receive(engine: int, index: int) -> int:
     """Take what the transport has, let it take effect, and answer it, all in one visit."""
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
-    done = 0
+    before = load_relaxed(stats_of(engine, index) + E_BYTES_IN)
+    calls = 0
     while endpoint["state"] == CONNECTED and endpoint["readable"] != 0:
-        if done == CALLS_PER_VISIT:
+        if calls == CALLS_PER_VISIT:
             queue_receive(engine, index)
             break
-        done += 1
+        calls += 1
         if not receive_once(engine, index):
             break
-    if done > 0 and endpoint["state"] == CONNECTED:
-        progress(engine, index)
-    return done
+    if endpoint["state"] != CONNECTED:
+        return calls
+    # Asked in vain: that was no work.
+    if load_relaxed(stats_of(engine, index) + E_BYTES_IN) == before:
+        return 0
+    progress(engine, index)
+    return calls
 
 
 @nopython

@@ -16,6 +16,7 @@ from ppe.cycle.endpoints import (
     endpoint_of,
     queue_transmit,
     stats_of,
+    stay_hot,
 )
 from ppe.cycle.records import (
     CALLS_PER_VISIT,
@@ -37,6 +38,7 @@ from shm.operations import END_OF_STREAM
 
 EAGAIN: Final = -errno.EAGAIN
 _BYTES_IN, _BYTES_OUT = INDEX["bytes_in"], INDEX["bytes_out"]
+_BYTES_PLACED, _BYTES_STAGED = INDEX["bytes_placed"], INDEX["bytes_staged"]
 
 # Data of which so much is missing is received straight to its place, in front of what follows.
 DIRECT_MIN: Final = 4096
@@ -61,12 +63,15 @@ def receive_once(engine: int, index: int) -> bool:
         else:
             break_endpoint(engine, index, END_OF_STREAM if got == 0 else got)
         return False
+    placed = min(got, direct)
     count(mine["counters"], _BYTES_IN, got)
+    count(mine["counters"], _BYTES_PLACED, placed)
+    count(mine["counters"], _BYTES_STAGED, got - placed)
     add(stats_of(engine, index) + E_BYTES_IN, got)
     violation = 0
     if direct > 0:
         place = port_at(conn)[0]["want_address"]
-        violation = roles.take(mover["role"], conn, place, min(got, direct))
+        violation = roles.take(mover["role"], conn, place, placed)
     if got > direct and violation == 0:
         violation = roles.take(mover["role"], conn, mine["staging"], got - direct)
     if violation != 0:
@@ -76,6 +81,7 @@ def receive_once(engine: int, index: int) -> bool:
     mover["ahead"] = AHEAD_OF_LARGE if is_large else mine["staging_size"]
     if got < wanted and endpoint["readable"] != HUNG_UP:
         endpoint["readable"] = 0
+        stay_hot(engine, index)
         return False
     return True
 

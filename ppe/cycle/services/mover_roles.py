@@ -10,6 +10,7 @@ from iscsi.wire import (
     initiator_tx,
     target_mover,
     target_notice,
+    target_posts,
     target_rx,
     target_tx,
 )
@@ -18,7 +19,7 @@ from ppe.cycle.services.mover_records import INITIATOR_ROLE
 from shm.jit import nopython
 
 PENDING: Final = initiator_mover.PENDING
-assert PENDING == target_mover.PENDING
+assert PENDING == target_posts.PENDING
 
 
 @nopython

@@ -14,6 +14,7 @@ from ppe.cycle.endpoints import (
     pop_receive,
     queue_receive,
     stats_of,
+    stay_hot,
 )
 from ppe.cycle.operations import (
     operation_of,
@@ -56,12 +57,12 @@ def on_receive(engine: int, index: int) -> int:
             return done
         if endpoint["state"] != CONNECTED:
             return done
-        done += 1
         spans, wanted = _receive_spans(engine, index)
         got = tcp.receive(engine, index, spans)
         if got == EAGAIN:
             endpoint["readable"] = 0
             return done
+        done += 1
         if got < 0:
             break_endpoint(engine, index, got)
             return done
@@ -71,6 +72,7 @@ def on_receive(engine: int, index: int) -> int:
         _distribute(engine, index, got)
         if got < wanted and endpoint["readable"] != HUNG_UP:
             endpoint["readable"] = 0
+            stay_hot(engine, index)
     if endpoint["receive_first"] != NONE and endpoint["readable"] != 0:
         queue_receive(engine, index)
     return done

@@ -196,3 +196,56 @@ def test_the_host_sees_commands_and_requests_in_the_order_they_came():
     assert [header.itt for header in pair.notified] == wanted
     list(pair.initiator.completions())
     pair.check_at_rest()
+
+
+@pytest.mark.parametrize("hot", [False, True], ids=["host", "engine"])
+@pytest.mark.parametrize("session", [SessionParams(), SessionParams(initial_r2t=False)])
+def test_a_mebibyte_comes_and_goes(session, hot):
+    pair = Split(session, ConnectionParams(), hot=hot, blocks=4096)
+    data, back = pattern(1 << 20), np.zeros(1 << 20, np.uint8)
+    pair.write(1, 2048, data)
+    assert pair.one().status == 0
+    pair.read(1, 2048, back)
+    assert pair.one().received == 1 << 20
+    assert np.array_equal(back, data)
+    pair.submit(bytes([0x55]) + bytes(15), bhs.FLAG_WRITE, data)
+    assert pair.one().status == 0
+    assert bytes(pair.served[0].data) == data.tobytes()
+    pair.check_at_rest()
+
+
+def test_commands_before_their_turn_reach_the_host_in_turn_with_all_their_data():
+    session = SessionParams(first_burst_length=512, max_burst_length=1024)
+    pair = Split(session, SMALL, host_hot=False)
+    written = [pattern(700, index) for index in range(4)]
+    streams = []
+    for index, data in enumerate(written):
+        pair.submit(bytes([0x55]) + bytes(15), bhs.FLAG_WRITE, data, user_data=index)
+        streams.append(pair.initiator.data_to_send())
+    for stream in reversed(streams):
+        assert not pair.notified
+        pair.engine.receive(stream)
+        pair.turn_target()
+    pair.run()
+    assert [header.cmd_sn for header in pair.notified] == [1, 2, 3, 4]
+    assert [bytes(command.data) for command in pair.served] == [bytes(data) for data in written]
+    assert len(list(pair.initiator.completions())) == 4
+    pair.check_at_rest()
+
+
+def test_a_long_cdb_arrives_whole():
+    pair = Split(SESSIONS[0], SMALL, host_hot=False)
+    cdb = bytes([0x7F, 0, 0, 0, 0, 0, 0, 0x18]) + bytes(range(24))
+    segment = (len(cdb) - 16 + 1).to_bytes(2, "big") + bytes([1, 0]) + cdb[16:]
+    header = bytearray(
+        bhs.encode(
+            Opcode.SCSI_COMMAND, cdb=int.from_bytes(cdb[:16], "big"), final=1, itt=5, cmd_sn=1
+        )
+    )
+    header[bhs.OFFSET_TOTAL_AHS_WORDS] = len(segment) // 4
+    pair.engine.receive(bytes(header) + segment)
+    while pair.turn_target():
+        pass
+    assert pair.served[0].cdb == cdb
+    pair.engine.data_to_send()
+    pair.check_at_rest()

@@ -91,8 +91,8 @@ def test_an_attribute_for_a_condition_that_never_is_refuses_the_command():
     still_works(end)
 
 
-@pytest.mark.parametrize("attribute", [0, 1, 2, 3])
-def test_every_other_attribute_is_served(attribute):
+@pytest.mark.parametrize("attribute", [bhs.TaskAttribute.UNTAGGED, bhs.TaskAttribute.SIMPLE])
+def test_simple_commands_are_served_and_so_are_untagged_ones(attribute):
     end = Scripted()
     end.read(0, 1, attribute=attribute)
     assert end.answer()[0].opcode is Opcode.DATA_IN
