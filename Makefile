@@ -15,7 +15,7 @@ PLAIN_TESTS = $(wildcard tests/shm tests/iscsi/wire)
 BENCHMARKS := queue wait engine iscsi
 
 .PHONY: help setup setup-bench venv system-packages demo test test-fast test-plain test-compiled lint soak fuzz \
-	conformance guest-image test-guest bench bench-calls lock clean
+	conformance conformance-all guest-image test-guest bench bench-calls lock clean
 
 help: ## list the targets
 	awk -F ':[^#]*## ' '/^[a-z-]+:[^#]*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -135,6 +135,15 @@ lint: setup ## ruff, mypy --strict, the import law
 
 conformance: setup ## every suite of libiscsi's test tool, on the LUNs they want (WRITE=1: to docs)
 	$(PYTHON) -m tests.interop.conformance $(if $(WRITE),--write)
+
+conformance-all: setup ## the same in every placement of the target, and on LUNs in files
+	failed=
+	for placement in stream datamover engine; do
+		$(PYTHON) -m tests.interop.conformance --placement "$$placement" || failed+=" $$placement"
+		$(PYTHON) -m tests.interop.conformance --placement "$$placement" --file \
+			|| failed+=" $$placement-file"
+	done
+	if [ -n "$$failed" ]; then echo "conformance failed in:$$failed" >&2; exit 1; fi
 
 soak: setup ## minutes long: a thousand killed clients, ten million sleeps
 	$(PYTEST) -m soak -o timeout=0 -o faulthandler_timeout=0

@@ -6,6 +6,7 @@ The one rule: a benchmark that ran exits with 0 whatever it found; goals are tex
 import argparse
 import importlib
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,7 @@ BENCHMARKS: Final = {
     "iscsi": ("bench.iscsi", "initiator and target against libiscsi, tgt and the floor"),
 }
 REPEATS_QUICK: Final = 2
+CONNECTIONS_MAX: Final = 32  # as many as there are commands outstanding
 DIRECTORY: Final = Path("bench/results")
 
 
@@ -36,6 +38,12 @@ class Command:
         benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
         for name, (_, text) in BENCHMARKS.items():
             _prepare(benchmarks.add_parser(name, help=text, description=text))
+        benchmarks.choices["iscsi"].add_argument(
+            "--connections",
+            metavar="N,N",
+            default="1,2,4,8",
+            help="numbers of connections to compare with the first of them (default: 1,2,4,8)",
+        )
         compare = benchmarks.add_parser("compare", help="compare two result files")
         compare.add_argument("before", type=Path)
         compare.add_argument("after", type=Path)
@@ -91,6 +99,8 @@ def _run(module: Any, args: argparse.Namespace, a: int, b: int) -> Any:
 
     repeats = args.repeats or (REPEATS_QUICK if args.quick else REPEATS_USUAL)
     plan = Plan(a, b, args.quick, repeats, quiet=args.json)
+    if "connections" in args:
+        plan = replace(plan, connections=_connections(args.connections))
     try:
         result = module.measure(plan)
     except (PeerFailed, BenchmarkFailed, OSError) as error:
@@ -100,6 +110,20 @@ def _run(module: Any, args: argparse.Namespace, a: int, b: int) -> Any:
     if not args.json:
         show(result, module.GOALS, module.METHOD)
     return result
+
+
+def _connections(text: str) -> tuple[int, ...]:
+    """The numbers in "1,2,4". Raises UsageError."""
+    try:
+        found = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(1 <= count <= CONNECTIONS_MAX for count in found):
+        raise UsageError(
+            f"--connections {text!r} is not a list of numbers from 1 to {CONNECTIONS_MAX}",
+            "write --connections 1,2,4,8",
+        )
+    return tuple(sorted(set(found)))
 
 
 def _save(result: Any, directory: Path) -> Path:

@@ -143,6 +143,7 @@ class Result:
     runs: list[Measurement] = field(default_factory=list)
     ratios: list[Ratio] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what explains the runs, for people
     machine: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -180,6 +181,7 @@ class Result:
             "runs": [run.to_json() for run in self.runs],
             "ratios": {ratio.name: ratio.value for ratio in self.ratios},
             "ratio_details": {ratio.name: asdict(ratio) for ratio in self.ratios},
+            "notes": self.notes,
             "warnings": self.warnings,
         }
 

@@ -1,77 +1,135 @@
 """What a read costs in CPU time when an engine drives the initiator's connection, and when the
-initiator drives it itself.
+initiator drives it itself; as fast as it goes, and at fixed rates.
 
 The one rule: every process that works for the read is counted, with its empty polls; the clock of a
-process runs in user and system mode alike.
+process runs in user and system mode alike. Host and total always stand together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from bench.cores import pinned
-from bench.harness import Measurement, Result, interleave, ratio_of
-from bench.iscsi_loads import Shape, await_quiet, load_on, measurement_of, with_disturbance
+from bench.harness import Measurement, Ratio, Result, Run, ratio_of
+from bench.iscsi_loads import (
+    Shape,
+    await_quiet,
+    load_on,
+    measurement_of,
+    open_device,
+    with_disturbance,
+)
 from bench.iscsi_peers import Engine, Process, Target
-from bench.plan import Plan
-from iscsi.session import blockdev
+from bench.plan import Goal, Plan
 
 SHAPE: Final = Shape(32, 4096)
 OP: Final = "read"
 HOST: Final = "client"  # this process, which has the initiator
+WHOSE: Final = ("host", "total")
+# What the engine does for the initiator, by the name in the keys.
+VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "mover": {"placement": "datamover"},
+    "mover_coalesce_1": {"placement": "datamover", "coalesce": 1},
+    "stream": {"placement": "stream"},
+}
+INLINE: Final = {"placement": "stream"}
+RATES: Final[Mapping[str, float]] = {"max": 0, "20k": 20_000, "5k": 5_000}
+# How the engine waits, and how the inline initiator does that it is compared with.
+WAITS: Final = (("spin", "spin"), ("sleep", "sleep"), ("spin", "sleep"))
+IDLES: Final = ("spin", "sleep")
+HOST_BOUND: Final = 0.7
+TOTAL_BOUND: Final = 1.1
+METHOD: Final = (
+    "CPU per I/O: process clocks, empty polls included; loopback does the receiver's protocol work "
+    "in the sender's system call. The target (engine) sleeps on core a; inline (stream), the "
+    "initiator has core b; with an engine, that has core b and the initiator shares core a with "
+    f"the target; {SHAPE.name} random reads",
+    "mover: the engine frames PDUs, the host waits for half its queue depth or 100 µs; "
+    "mover_coalesce_1: it wakes for each command; stream: the engine moves bytes",
+    "fixed rates: commands fall due at equal intervals whatever is under way, and what is late is "
+    "sent at once; the pairs of a ratio are of one round, in which every variant runs once between "
+    "two runs inline",
+    "wake-ups: voluntary context switches, per process",
+)
+
+
+def key(whose: str, variant: str, waits: tuple[str, str], rate: str) -> str:
+    """Name of a ratio: an engine that waits so, over inline that waits so, at that rate."""
+    engine, inline = waits
+    return f"{whose}_cpu_{variant}_{engine}_over_inline_{inline}_{rate}"
+
+
+def goals() -> Iterator[Goal]:
+    """What the datamover's split is for."""
+    for whose, bound in zip(WHOSE, (HOST_BOUND, TOTAL_BOUND), strict=True):
+        for waits in WAITS[:2]:
+            for rate in RATES:
+                says = f"{whose} CPU per read at {rate}: engine {waits[0]} / inline {waits[1]}"
+                yield Goal(key(whose, "mover", waits, rate), "≤", bound, says)
+
+
+def _waiting(idle: str) -> str:
+    return "spinning" if idle == "spin" else "sleeping"
 
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """The two placements on the plan's cores. The target sleeps, on core a, in both."""
+    """The placements on the plan's cores. The target sleeps, on core a, in all of them."""
 
     plan: Plan
     target: Target
     seconds: float
     quiet_s: float
 
-    def inline(self, idle: str) -> Measurement:
+    def inline(self, idle: str, rate: str) -> Measurement:
         """The initiator alone on core b, the target alone on core a."""
         a, b = self.plan.a, self.plan.b
-        waits = "spinning" if idle == "spin" else "sleeping"
         return self._run(
-            f"inline:?idle={idle}",
+            (f"inline:?idle={idle}", INLINE, rate),
             b,
             {},
-            f"initiator inline on core {b}, {waits}; target on core {a}, {self.target.waits}",
+            f"inline (stream) on core {b}, {_waiting(idle)}; "
+            f"target on core {a}, {self.target.waits}",
         )
 
-    def amp(self, engine: Engine) -> Measurement:
+    def amp(self, engine: Engine, variant: str, rate: str) -> Measurement:
         """The engine alone on core b; initiator and target share core a."""
         a, b = self.plan.a, self.plan.b
-        waits = "spinning" if engine.idle == "spin" else "sleeping"
         with engine.running(), engine.findable() as name:
             return self._run(
-                name,
+                (name, VARIANTS[variant], rate),
                 a,
                 {"engine": engine},
-                f"engine on core {b}, {waits}; initiator (wait_n) and target "
-                f"({self.target.waits}) on core {a}",
+                f"engine ({variant}) on core {b}, {_waiting(engine.idle)}; "
+                f"initiator (wait_n) and target ({self.target.waits}) on core {a}",
             )
 
     def _run(
-        self, engine: str, core: int, others: Mapping[str, Process], placement: str
+        self,
+        what: tuple[str, Mapping[str, Any], str],
+        core: int,
+        others: Mapping[str, Process],
+        placement: str,
     ) -> Measurement:
         cores = (self.plan.a, self.plan.b)
         await_quiet(cores, self.quiet_s)
         ours = [self.target.process, *others.values()]
-        return with_disturbance(lambda: self._read(engine, core, others, placement), cores, ours)
+        return with_disturbance(lambda: self._read(what, core, others, placement), cores, ours)
 
     def _read(
-        self, engine: str, core: int, others: Mapping[str, Process], placement: str
+        self,
+        what: tuple[str, Mapping[str, Any], str],
+        core: int,
+        others: Mapping[str, Process],
+        placement: str,
     ) -> Measurement:
-        process = self.target.process
+        (engine, options, rate), process = what, self.target.process
         process.pin(self.plan.a)
         with (
             process.running(),
             pinned(core),
-            blockdev.open(self.target.url, engine, queue_depth=SHAPE.depth) as device,
+            open_device(self.target, engine, SHAPE, **options) as device,
         ):
             result, details = load_on(
                 device,
@@ -80,10 +138,11 @@ class Cpu:
                 self.seconds,
                 is_random=True,
                 others={"target": process, **others},
+                rate=RATES[rate],
             )
-        kind = "inline" if engine.startswith("inline:") else "through an engine"
-        found = measurement_of(f"{OP} {SHAPE.name} {kind}", placement, OP, result, details)
-        return _as_host_cpu(found)
+        kind = "through an engine" if others else "inline"
+        name = f"{OP} {SHAPE.name} at {rate} {kind}"
+        return _as_host_cpu(measurement_of(name, placement, OP, result, details))
 
 
 def _as_host_cpu(run: Measurement) -> Measurement:
@@ -98,24 +157,60 @@ def _as_host_cpu(run: Measurement) -> Measurement:
 def _as_total_cpu(run: Measurement) -> Measurement:
     """The same run with the CPU time of all its processes as the headline."""
     name = run.name.replace("host CPU", "total CPU")
-    return replace(run, name=name, value=run.details["total_cpu_us_per_io"], latency=None)
+    # What explains it stands with the host's figure.
+    return replace(
+        run, name=name, value=run.details["total_cpu_us_per_io"], latency=None, details={}
+    )
 
 
 def measure(result: Result, cpu: Cpu, engines: Mapping[str, Engine]) -> None:
-    """Add the ratios of host and total CPU: both engines over both ways to wait inline.
+    """Add the ratios of host and total CPU, at every rate."""
+    for rate in RATES:
+        cpu.plan.say(f"CPU per read at {rate}: through an engine against inline")
+        inline = {idle: partial(cpu.inline, idle, rate) for idle in IDLES}
+        amps = {
+            (variant, idle): partial(cpu.amp, engines[idle], variant, rate)
+            for idle in IDLES
+            for variant in VARIANTS
+        }
+        references, ours = rounds(inline, amps, cpu.plan.repeats)
+        for run in [one for runs in (*references.values(), *ours.values()) for one in runs]:
+            result.runs += [run, _as_total_cpu(run)]
+        for variant in VARIANTS:
+            for waits in WAITS:
+                mine, theirs = ours[variant, waits[0]], references[waits[1]]
+                result.ratios += _both(variant, waits, rate, mine, theirs)
 
-    Without a suffix a ratio compares the spinning engine with the initiator that sleeps.
-    """
-    for engine_idle, amp in (("spin", "amp"), ("sleep", "amp_sleep")):
-        for idle, suffix in (("sleep", ""), ("spin", "_spin")):
-            name = f"cpu_{amp}_over_inline{suffix}"
-            cpu.plan.say(f"CPU per read: engine --idle {engine_idle} against inline, {idle}")
-            runs, host = interleave(
-                f"host_{name}",
-                partial(cpu.amp, engines[engine_idle]),
-                partial(cpu.inline, idle),
-                cpu.plan.repeats,
-            )
-            totals = [_as_total_cpu(run) for run in runs]
-            result.runs += [*runs, *totals]
-            result.ratios += [host, ratio_of(f"total_{name}", totals[1::2], totals[0::2])]
+
+def rounds(
+    references: Mapping[str, Run], ours: Mapping[tuple[str, str], Run], repeats: int
+) -> tuple[dict[str, list[Measurement]], dict[tuple[str, str], list[Measurement]]]:
+    """Run everything in turn: references, ours, references, ours, ..., references."""
+    theirs: dict[str, list[Measurement]] = {name: [] for name in references}
+    mine: dict[tuple[str, str], list[Measurement]] = {name: [] for name in ours}
+    for _ in range(repeats):
+        for name, run in references.items():
+            theirs[name].append(run())
+        for what, run in ours.items():
+            mine[what].append(run())
+    for name, run in references.items():
+        theirs[name].append(run())
+    return theirs, mine
+
+
+def _both(
+    variant: str,
+    waits: tuple[str, str],
+    rate: str,
+    mine: list[Measurement],
+    theirs: list[Measurement],
+) -> list[Ratio]:
+    """The ratios of host and of total CPU."""
+    return [
+        ratio_of(key("host", variant, waits, rate), mine, theirs),
+        ratio_of(
+            key("total", variant, waits, rate),
+            [_as_total_cpu(run) for run in mine],
+            [_as_total_cpu(run) for run in theirs],
+        ),
+    ]

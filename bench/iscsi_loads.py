@@ -4,29 +4,32 @@ The one rule: both sides of a ratio see the same queue depth, size, order of add
 whatever a tool cannot do (iscsi-perf: writes, qemu-img: random addresses) is done by neither.
 """
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import host
 from bench import reference_build
 from bench.cores import pinned
 from bench.harness import Latency, Measurement, Run
-from bench.iscsi_peers import Process, Target
+from bench.iscsi_peers import BLOCK, Process, Target, wakeups_of
+from bench.iscsi_stages import watching
 from bench.reference_build import ReferenceMissing
 from bench.samples import BenchmarkFailed
 from iscsi.session import blockdev
 from iscsi.session.blockdev import BlockDevice
 from iscsi.session.perf import Load, LoadPlan, LoadResult
+from iscsi.wire.keys import DIGEST_CRC32C, Proposal
 from ppe.cputime import parse_stat
 from shm.histogram import Histogram, lowest_of
 
-BLOCK: Final = 512
 BHS_LENGTH: Final = 48
 WARM_UP_SHARE: Final = 0.15
 TOOL_TIMEOUT_S: Final = 60
@@ -57,11 +60,27 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where client and target run (negative: anywhere) and how our client waits."""
+    """Where client and target run (negative: anywhere), how our client waits, where its PDUs are
+    made (`placement`), and whether they have digests.
+    """
 
     client: int
     target: int
     idle: str = "spin"
+    placement: str = "stream"
+    has_digests: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For `blockdev.open`."""
+        crc = (DIGEST_CRC32C,)
+        proposal = Proposal(header_digest=crc, data_digest=crc) if self.has_digests else Proposal()
+        return {"placement": self.placement, "proposal": proposal}
+
+    @property
+    def waits(self) -> str:
+        """How our client waits, for people."""
+        return "spinning" if self.idle == "spin" else "sleeping"
 
     def __str__(self) -> str:
         def place(core: int) -> str:
@@ -75,46 +94,67 @@ def our_client(
 ) -> Measurement:
     """IOPS of our initiator, inline in this process."""
     target.process.pin(layout.target)
-    with target.process.running(), pinned(layout.client):
-        engine = f"inline:?idle={layout.idle}"
-        with blockdev.open(target.url, engine, queue_depth=shape.depth) as device:
-            result, details = load_on(
-                device, op, shape, seconds, is_random=is_random, others={"target": target.process}
-            )
-    waits = "spinning" if layout.idle == "spin" else "sleeping"
+    with (
+        target.process.running(),
+        pinned(layout.client),
+        open_device(target, f"inline:?idle={layout.idle}", shape, **layout.options) as device,
+    ):
+        result, details = load_on(
+            device, op, shape, seconds, is_random=is_random, others={"target": target.process}
+        )
+    digests = ", both digests" if layout.has_digests else ""
     return measurement_of(
-        f"our initiator inline, {target.name}, {op} {shape.name}",
-        f"{layout}; client {waits}, target {target.waits}",
+        f"our initiator inline ({layout.placement}), {target.name}, {op} {shape.name}{digests}",
+        f"{layout}; client {layout.waits}, target {target.waits}",
         op,
         result,
         details,
     )
 
 
+@contextlib.contextmanager
+def open_device(
+    target: Target, engine: str, shape: Shape, **options: Any
+) -> Iterator[tuple[BlockDevice, Any]]:
+    """A device on the target's LUN through an engine, and that engine's handle."""
+    with (
+        host.connect(engine) as handle,
+        blockdev.open(target.url, handle, queue_depth=shape.depth, **options) as device,
+    ):
+        yield device, handle
+
+
 def load_on(
-    device: BlockDevice,
+    device: tuple[BlockDevice, Any],
     op: str,
     shape: Shape,
     seconds: float,
     *,
     is_random: bool,
     others: Mapping[str, Process],
+    rate: float = 0,
 ) -> tuple[LoadResult, dict[str, Any]]:
-    """Run the closed loop on an open device. Its result, and details that explain it.
+    """Run a closed loop, or a load of `rate` a second, on an open device and its engine's handle.
+    Its result, and details that explain it.
 
     CPU time is this process's and that of the `others`, each in µs for one command.
     """
+    unit, handle = device
     plan = LoadPlan(
         blocks=shape.blocks,
         seconds=seconds * WARM_UP_SHARE,
         warm_up_s=0,
         random=is_random,
         write_percent=100 if op == "write" else 0,
+        rate=rate,
     )
-    _run_load(device, plan)
-    before = {name: process.cpu_ns() for name, process in others.items()}
-    result = _run_load(device, replace(plan, seconds=seconds))
-    used = {name: process.cpu_ns() - before[name] for name, process in others.items()}
+    _run_load(unit, plan)
+    with watching(handle) as engine:
+        before = {name: process.cpu_ns() for name, process in others.items()}
+        woken = _wakeups(others)
+        result = _run_load(unit, replace(plan, seconds=seconds))
+        woken = {name: count - woken[name] for name, count in _wakeups(others).items()}
+        used = {name: process.cpu_ns() - before[name] for name, process in others.items()}
     if result.commands == 0:
         raise BenchmarkFailed(f"no {op} of {shape.name} ended within {seconds} s")
     cpu_ns = {"client": int(result.cpu_s * 1e9), **used}
@@ -123,9 +163,15 @@ def load_on(
         "cpu_us_per_io": {name: ns / result.commands / 1e3 for name, ns in cpu_ns.items()},
         "cpu_share": {name: ns / (result.seconds * 1e9) for name, ns in cpu_ns.items()},
         "waits_per_io": result.waits / result.commands,
-        "sleeps_per_io": result.sleeps / result.commands,
+        "wakeups_per_io": {name: count / result.commands for name, count in woken.items()},
+        "engine": engine.per_command(result.commands),
     }
     return result, details
+
+
+def _wakeups(others: Mapping[str, Process]) -> dict[str, int]:
+    mine = {"client": wakeups_of(os.getpid())}
+    return mine | {name: process.wakeups() for name, process in others.items()}
 
 
 def _run_load(device: BlockDevice, plan: LoadPlan) -> LoadResult:

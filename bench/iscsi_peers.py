@@ -1,4 +1,5 @@
-"""The processes of the iSCSI benchmark: our target, an engine's daemon and tgtd, each a child.
+"""The processes of the iSCSI benchmark: our target, an engine's daemon, tgtd and the bare server,
+each a child.
 
 The one rule: a process runs only inside `running`; otherwise it is stopped (SIGSTOP), so one that
 spins takes no core away from what is measured meanwhile. Each is ended by its own pid.
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from bench import reference_build
 from bench.cores import pinned
 from bench.peers import PeerFailed
 from bench.reference_build import ReferenceMissing
@@ -30,6 +32,9 @@ STOP_TIMEOUT_S: Final = 15
 TGT_TIMEOUT_S: Final = 10
 TGT_IQN: Final = "iqn.2026-01.org.ppe:tgt"
 TGT_ATTEMPTS: Final = 50
+BLOCK: Final = 512
+BARE_IQN: Final = "iqn.2026-01.org.ppe:bare"
+BARE_SECONDS: Final = 3600  # it is ended long before
 ENGINE_NAME: Final = "bench-iscsi"
 # The `target` command by its class, so that it also runs where no entry points are installed.
 SERVE: Final = (
@@ -99,6 +104,10 @@ class Process:
         # What clock_getcpuclockid(3) makes of a pid; Python's time module does not have it.
         return time.clock_gettime_ns(~self.pid << 3 | 2)
 
+    def wakeups(self) -> int:
+        """How often its threads have gone to sleep so far, each to be woken."""
+        return wakeups_of(self.pid)
+
     def halt(self) -> None:
         """Stop it where it is."""
         self._process.send_signal(signal.SIGSTOP)
@@ -129,6 +138,16 @@ class Process:
         self._log.close()
 
 
+def wakeups_of(pid: int) -> int:
+    """Voluntary context switches of all threads of a process, those that ended excepted."""
+    count = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            status = (task / "status").read_text()
+            count += int(status.partition("\nvoluntary_ctxt_switches:")[2].split(None, 1)[0])
+    return count
+
+
 class Target:
     """Something with a LUN: its process, its URL, its name and how it waits."""
 
@@ -140,11 +159,14 @@ class Target:
         self.process.close()
 
 
-def our_target(core: int, idle: str) -> Target:
-    """Start our target with an inline engine that waits as `idle` says. Raises PeerFailed."""
+def our_target(core: int, idle: str, placement: str) -> Target:
+    """Start our target with an inline engine that waits as `idle` says; `placement` is "stream" or,
+    where that engine serves READ and WRITE itself, "engine". Raises PeerFailed.
+    """
     command = [sys.executable, "-c", SERVE, "target", "serve", "--json"]
     command += ["--ram", str(LUN_BYTES), "--portal", "127.0.0.1:0"]
     command += ["--engine", f"inline:?idle={idle}"]
+    command += ["--placement", placement]
     process = Process("our target", command, core, _quiet_environment())
     try:
         said = process.read_object()
@@ -154,7 +176,26 @@ def our_target(core: int, idle: str) -> Target:
         raise
     urls = said["urls"]
     assert isinstance(urls, list)
-    return Target(process, str(urls[0]), "our target", "spinning" if idle == "spin" else "sleeping")
+    waits = "spinning" if idle == "spin" else "sleeping"
+    return Target(process, str(urls[0]), f"our target ({placement})", waits)
+
+
+def bare_server(core: int) -> Target:
+    """Start the C program that answers commands without looking at them. Raises ReferenceMissing.
+
+    It takes any address and any name for its own.
+    """
+    command = reference_build.command_line(
+        "iscsi_bare_server", core=core, blocks=LUN_BYTES // BLOCK, seconds=BARE_SECONDS
+    )
+    process = Process("the bare server", command, -1)
+    try:
+        port = process.read_object()["port"]
+        process.halt()
+    except PeerFailed as error:
+        process.close()
+        raise ReferenceMissing(str(error)) from error
+    return Target(process, f"iscsi://127.0.0.1:{port}/{BARE_IQN}/0", "a bare server", "spinning")
 
 
 class Engine(Process):

@@ -42,6 +42,7 @@ class Plan:
     quick: bool = False
     repeats: int = REPEATS_USUAL
     quiet: bool = True
+    connections: tuple[int, ...] = (1, 2, 4, 8)  # of an initiator
 
     @property
     def trips(self) -> int:
@@ -96,6 +97,8 @@ def show(result: Result, goals: tuple[Goal, ...], method: tuple[str, ...]) -> No
     for line in output.columns(_ratio_rows(result, goals)):
         output.write(line.rstrip())
     output.write()
+    for text in result.notes:
+        output.write(f"where   {text}")
     for text in method:
         output.write(f"method  {text}")
     for text in dict.fromkeys(result.warnings):

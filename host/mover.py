@@ -8,7 +8,16 @@ from typing import Any, Final
 from host import native
 from host.pump import PumpFunctions, pump_at
 from host.records import MAPPING_SIZE, context_at, mapping_at
-from iscsi.wire.mover import RECEIVE, WINDOW, event_at, post_at
+from iscsi.wire.mover import (
+    COMMAND,
+    RECEIVE,
+    VECTOR,
+    VECTOR_SHIFT,
+    WINDOW,
+    event_at,
+    post_at,
+    vector_at,
+)
 from iscsi.wire.port import control_free_count
 from shm.channel import H_PRODUCER, UNSOLICITED, fill, prepare, submit
 from shm.jit import nopython
@@ -17,6 +26,7 @@ from shm.records import cqe_at, wqe_at
 from shm.ring import claim
 
 EFAULT: Final = -14
+_VECTOR_SIZE: Final = VECTOR.itemsize
 _MORE_WORDS: Final = 8  # bytes before the first word of a WQE's second slot
 OF_RECEIVE: Final = 4  # the low bits of the user_data of a lent buffer; its address is the rest
 KIND_MASK: Final = 15
@@ -68,6 +78,33 @@ def post(context: int, endpoint: int, asked: int) -> int:
         store_64(more + 48, 0)
     submit(channel, slots)
     return 1
+
+
+@nopython
+def _name_vectors(context: int, vectors: int, count: int) -> int:
+    """Name a gather list's addresses by region: 0, or -EFAULT for memory that is not shared."""
+    mine = context_at(context)[0]
+    for number in range(count):
+        vector = vector_at(vectors + number * _VECTOR_SIZE)[0]
+        index = native.region_of(context, vector["offset"], vector["length"])
+        if index < 0:
+            return EFAULT
+        mapping = mapping_at(mine["mappings"] + index * MAPPING_SIZE)[0]
+        vector["region"] = mapping["region"]
+        vector["offset"] += mapping["offset"] - mapping["address"]
+    return 0
+
+
+@nopython
+def _post_from(home: int, context: int, endpoint: int, asked: int) -> int:
+    """`post`, of a POST that may have a gather list in `home`."""
+    what = post_at(asked)[0]
+    if what["opcode"] == COMMAND and what["arg2"] >> VECTOR_SHIFT:
+        count = what["arg2"] >> VECTOR_SHIFT
+        named = _name_vectors(context, home + what["more4"], count)
+        if named < 0:
+            return named
+    return post(context, endpoint, asked)
 
 
 @nopython
@@ -136,7 +173,7 @@ def make_mover(peek: Any, taken: Any, on_event: Any, on_notify: Any) -> PumpFunc
         asked = mine["scratch"] + MIRROR_POST
         done = 0
         while mine["error"] == 0 and peek(mine["conn"], mine["home"], asked):
-            posted = post(mine["context"], mine["endpoint"], asked)
+            posted = _post_from(mine["home"], mine["context"], mine["endpoint"], asked)
             if posted < 0:
                 mine["error"] = posted
             if posted <= 0:

@@ -59,7 +59,7 @@ def compile_cycle(report: Report) -> Any:
 
     event.register("numba:compile", counter)
     prune_cache()
-    for module in ("ppe.cycle.guard", "ppe.control"):
+    for module in ("ppe.cycle.guard", "ppe.control", "ppe.cycle.services.datamover"):
         import_module(module)  # Everything is compiled when its module is imported.
 
     if counter.count:

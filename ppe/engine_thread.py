@@ -96,7 +96,10 @@ class EngineThread:
 
     def stop(self) -> None:
         """End the cycle and join the thread; clients were detached before."""
-        if self._started.error is None and self._thread.is_alive():
+        if not self._thread.is_alive():
+            return
+        # One that starts late would run for ever: there is nothing yet that could stop it.
+        if self._ready.wait(START_SECONDS) and self._started.error is None:
             self.tables.stop[0] = 1
             self.port.wake()
             self._thread.join()

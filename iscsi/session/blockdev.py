@@ -8,14 +8,18 @@ raises why.
 
 import asyncio
 import ctypes
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final
+
+from numpy.typing import NDArray
 
 import host
 from host.memory import Buffer
 from iscsi.session import commands, doors, unit
 from iscsi.session.aio import AsyncSession
 from iscsi.session.errors import SessionClosed
+from iscsi.session.gather import COPY_BELOW, Gather, Piece, check_overlaps, gathers
 from iscsi.session.geometry import BOUNCE_SIZE, Geometry, as_bytes, geometry_of
 from iscsi.session.initiator import InitiatorSession
 from iscsi.session.job_records import JOBS_MAX
@@ -118,6 +122,20 @@ class Device(commands.Commands):
         self._check_open()
         return bool(doors.is_shared(self.core.channel.context, address, size))
 
+    def _pieces(self, lba: int, arrays: list[NDArray[Any]]) -> list[Piece]:
+        """Arrays as pieces of one transfer from `lba` on. Raises ValueError, OutOfRange."""
+        blocks = self.geometry.blocks_of(sum(array.nbytes for array in arrays))
+        self.geometry.check(lba, blocks)
+        lies = [(address_of(array), array.nbytes) for array in arrays if array.nbytes]
+        return [
+            Piece(address, size, size >= COPY_BELOW and self._is_shared(address, size))
+            for address, size in lies
+        ]
+
+    def _gathers(self, pieces: list[Piece], bounce_size: int) -> Iterator[Gather]:
+        per_command = self.geometry.blocks_per_command
+        return gathers(pieces, self.block_size, per_command, bounce_size)
+
     def _what(self, lba: int, blocks: int, address: int, is_write: bool) -> dict[str, Any]:
         """The arguments of a transfer."""
         return {
@@ -185,6 +203,40 @@ class BlockDevice(Device):
                 ctypes.memmove(theirs, bounce.address, length)
             self.copied_bytes += length
         return size
+
+    def readv(self, lba: int, buffers: Iterable[Any]) -> int:
+        """Fill several pieces of writable memory one after the other from `lba`. Bytes read.
+
+        They may be of any lengths that are whole blocks together. Raises ValueError if they are
+        not, or overlap.
+        """
+        arrays = [as_bytes(buffer, writable=True) for buffer in buffers]
+        pieces = self._pieces(lba, arrays)
+        check_overlaps(pieces)
+        return self._move_pieces(lba, pieces, is_write=False)
+
+    def writev(self, lba: int, buffers: Iterable[Any]) -> int:
+        """Write several pieces of memory one after the other from `lba` on. Bytes written.
+
+        They may be of any lengths that are whole blocks together. Raises ValueError if not.
+        """
+        arrays = [as_bytes(buffer, writable=False) for buffer in buffers]
+        return self._move_pieces(lba, self._pieces(lba, arrays), is_write=True)
+
+    def _move_pieces(self, lba: int, pieces: list[Piece], *, is_write: bool) -> int:
+        moved, step = 0, max(BOUNCE_SIZE, self.block_size)
+        for gather in self._gathers(pieces, step):
+            base = self._bounce_buffer(gather.bounce).address if gather.bounce else 0
+            gather.place(base)
+            if is_write:
+                gather.copy_in(base)
+            what = self._what(lba, gather.blocks, 0, is_write)
+            moved += self.session.transfer(**what, gather=gather)
+            if not is_write:
+                gather.copy_out(base)
+            self.copied_bytes += gather.bounce
+            lba += gather.blocks
+        return moved
 
     def _transfer(self, lba: int, blocks: int, address: int, is_write: bool) -> int:
         return self.session.transfer(**self._what(lba, blocks, address, is_write))
@@ -302,6 +354,32 @@ class AsyncBlockDevice(Device):
                 ctypes.memmove(address, bounce.address, size)
         self.copied_bytes += size
         return size
+
+    async def readv(self, lba: int, buffers: Iterable[Any]) -> int:
+        """Fill several pieces of memory: `BlockDevice.readv`."""
+        arrays = [as_bytes(buffer, writable=True) for buffer in buffers]
+        pieces = self._pieces(lba, arrays)
+        check_overlaps(pieces)
+        return await self._move_pieces(lba, pieces, is_write=False)
+
+    async def writev(self, lba: int, buffers: Iterable[Any]) -> int:
+        """Write several pieces of memory: `BlockDevice.writev`."""
+        arrays = [as_bytes(buffer, writable=False) for buffer in buffers]
+        return await self._move_pieces(lba, self._pieces(lba, arrays), is_write=True)
+
+    async def _move_pieces(self, lba: int, pieces: list[Piece], *, is_write: bool) -> int:
+        size = sum(piece.length for piece in pieces)
+        (gather,) = self._gathers(pieces, size)  # Its writes keep their order with others' so.
+        with self._engine.alloc(max(gather.bounce, 1)) as bounce:
+            gather.place(bounce.address)
+            if is_write:
+                gather.copy_in(bounce.address)
+            what = self._what(lba, gather.blocks, 0, is_write)
+            moved: int = await self._perform(self.core.transfer(**what, gather=gather))
+            if not is_write:
+                gather.copy_out(bounce.address)
+        self.copied_bytes += gather.bounce
+        return moved
 
     async def _transfer(self, lba: int, blocks: int, address: int, is_write: bool) -> int:
         what = self._what(lba, blocks, address, is_write)

@@ -22,6 +22,7 @@ from iscsi.wire.initiator import InitiatorConnection
 from iscsi.wire.initiator_task import InitiatorLimits, initiator_at
 from iscsi.wire.login import InitiatorLogin
 from iscsi.wire.login_common import MAX_LOGIN_SEGMENT, LoginResult
+from iscsi.wire.mover import VECTORS_MAX
 from iscsi.wire.mover_spec import INITIATOR, MoverSpec
 from iscsi.wire.names import Portal
 from iscsi.wire.port import PortLimits, port_at, round_up
@@ -111,6 +112,7 @@ class Connection:
                 tx_entries=max(64, min(256, round_up(2 * depth))),
                 control_data_length=CONTROL_DATA_LENGTH,
             ),
+            vectors=VECTORS_MAX if mode == pump.MOVER else 0,
         )
         self.endpoint, self.portal, self.login = state.endpoint, state.portal, state.login
         size = -(-InitiatorConnection.size(state.login, limits) // LINE) * LINE

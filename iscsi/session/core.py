@@ -97,7 +97,9 @@ class SessionCore(procedures.Procedures):
         self.channel = engine.channel(RING, RING)
         self.worker = Worker(options.queue_depth)
         if options.mode == pump.MOVER:
-            self.worker.coalesce(options.coalesced, options.coalesce_us)
+            # Inline there is nobody to wake, and whoever waits for more leaves the target idle.
+            count = 1 if self.channel.is_inline else max(1, options.queue_depth // 2)
+            self.worker.coalesce(options.coalesce or count, options.coalesce_us)
         self.patience = Patience(self.worker, options.queue_depth)
         self.ordering = Ordering()
         self.controls = Controls()

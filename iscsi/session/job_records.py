@@ -23,6 +23,10 @@ JOB: Final = record(
     Field("blocks_per_command", "<i8"),
     Field("block_size", "<i8"),
     Field("address", "<i8"),  # of the next command's data
+    # For data in several pieces, addresses: PART of the next command and of those behind it, or 0,
+    # and its RUN records and theirs.
+    Field("parts", "<i8"),
+    Field("runs", "<i8"),
     Field("expected_length", "<i8"),  # of a COMMAND
     Field("cdb0", "<i8"),
     Field("cdb1", "<i8"),
@@ -85,14 +89,20 @@ REPLAY: Final = record(
     Field("address", "<i8"),
     Field("ahs", "<i8"),
     Field("ahs_length", "<i8"),
+    Field("runs", "<i8"),  # its RUN records, if its data lies in several pieces
+    Field("run_count", "<i8"),
     Field("status", "<i8"),  # why it is held
     Field("asc", "<i8"),  # ASC and ASCQ of a unit attention
     Field("due_ns", "<i8"),  # for Python: when to make it ready
     size=128,
 )
+# One command of a job whose data lies in several pieces.
+PART: Final = record(Field("blocks", "<i8"), Field("run_count", "<i8"), size=16)
 job_at = opener(JOB)
 worker_at = opener(WORKER)
 replay_at = opener(REPLAY)
+part_at = opener(PART)
+PART_SIZE: Final = PART.itemsize
 REPLAY_SIZE: Final = REPLAY.itemsize
 REPLAY_CDB: Final = offset(REPLAY, "cdb0")
 JOB_SENSE: Final = JOB.itemsize

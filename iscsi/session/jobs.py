@@ -30,6 +30,7 @@ from iscsi.session.job_records import (
     JOBS_MAX,
     LOOK,
     OPEN,
+    PART_SIZE,
     PAUSED,
     READY,
     REPLAY,
@@ -45,6 +46,7 @@ from iscsi.session.job_records import (
     WORKER_CDB,
     WORKER_JOBS,
     job_at,
+    part_at,
     replay_at,
     worker_at,
 )
@@ -56,9 +58,17 @@ from iscsi.session.repeats import (
     vacate,
 )
 from iscsi.wire import bhs
-from iscsi.wire.initiator_post import attach_ahs, block_cdb, completed_next, release, submit
+from iscsi.wire.initiator_post import (
+    attach_ahs,
+    block_cdb,
+    completed_next,
+    release,
+    submit,
+    submit_runs,
+)
 from iscsi.wire.initiator_task import KIND_SCSI, fail_all, task_at
 from iscsi.wire.port import EVENTS, first, is_empty, pop, port_at, push
+from iscsi.wire.runs import RUN_SIZE, run_at
 from shm.jit import nopython
 from shm.memory import copy_bytes
 from shm.records import NEVER, cqe_at
@@ -76,16 +86,35 @@ def start(worker: int, job: int) -> None:
 
 
 @nopython
+def _next_part(job: int) -> tuple[int, int]:
+    """Blocks of a transfer's next command, and how many runs its data is; 0: it goes on at the
+    job's `address`, as it does for one.
+    """
+    mine = job_at(job)[0]
+    if mine["parts"] == 0:
+        return int(min(mine["blocks_left"], mine["blocks_per_command"])), 0
+    part = part_at(mine["parts"])[0]
+    mine["address"] = run_at(mine["runs"])[0]["address"]
+    return int(part["blocks"]), int(part["run_count"])
+
+
+@nopython
 def _submit_command(worker: int, job: int) -> int:
     """Submit the next command of a job: 1, 0 to try again later, or what is wrong with it."""
     hot, mine = worker_at(worker)[0], job_at(job)[0]
+    run_count = 0
     if mine["kind"] == COMMAND:
         blocks, length, cdb = 1, mine["expected_length"], job + JOB_CDB
     else:
-        blocks = min(mine["blocks_left"], mine["blocks_per_command"])
+        blocks, run_count = _next_part(job)
         length, cdb = blocks * mine["block_size"], worker + WORKER_CDB
         block_cdb(cdb, mine["flags"] & bhs.FLAG_WRITE != 0, mine["lba"], blocks)
-    tag = submit(hot["conn"], mine["lun"], cdb, mine["flags"], length, mine["address"], job)
+    if run_count > 1:
+        tag = submit_runs(
+            hot["conn"], mine["lun"], cdb, mine["flags"], length, mine["runs"], run_count, job
+        )
+    else:
+        tag = submit(hot["conn"], mine["lun"], cdb, mine["flags"], length, mine["address"], job)
     # On a connection that is over the job waits for the next one.
     if tag == -EAGAIN or port_at(hot["conn"])[0]["error"] != 0:
         return 0
@@ -96,6 +125,9 @@ def _submit_command(worker: int, job: int) -> int:
     mine["lba"] += blocks
     mine["blocks_left"] -= blocks
     mine["address"] += length
+    if run_count > 0:
+        mine["parts"] += PART_SIZE
+        mine["runs"] += RUN_SIZE * run_count
     mine["outstanding"] += 1
     hot["outstanding"] += 1
     return 1

@@ -97,10 +97,10 @@ class Options:
     """How a session works. `placement` says who frames PDUs: this side over a byte stream
     (`stream`), or the engine, with one event per SCSI command (`datamover`). `receive` chooses how
     bytes come in over a stream (`host.pump`). Over a datamover a wait is for `coalesce` completions
-    (0: half the queue depth), or for one after `coalesce_us`. `command_bytes` is the most one SCSI
-    command moves; `timeouts` and `recovery` are described there, `timeout_s` and `login_timeout_s`
-    are short for two of the former. `portals` (`host[:port]`) are others of the same target, tried
-    in turn when the connection is lost.
+    (0: half the queue depth, or 1 inline), or for one after `coalesce_us`. `command_bytes` is the
+    most one SCSI command moves; `timeouts` and `recovery` are described there, `timeout_s` and
+    `login_timeout_s` are short for two of the former. `portals` (`host[:port]`) are others of the
+    same target, tried in turn when the connection is lost.
     """
 
     initiator_name: str = DEFAULT_INITIATOR
@@ -146,11 +146,6 @@ class Options:
         if self.receive != "auto":
             return pump.MODE_NAMES.index(self.receive)
         return pump.COALESCED if self.queue_depth == 1 else pump.STAGED
-
-    @property
-    def coalesced(self) -> int:
-        """Completions that a wait over a datamover is for."""
-        return self.coalesce or max(1, self.queue_depth // 2)
 
     @property
     def first_timeouts(self) -> Timeouts:

@@ -33,8 +33,8 @@ class WrongData(SessionError):
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
     """What to do: `blocks` a command, `write_percent` of them writes, for `seconds` after
-    `warm_up_s`, at `rate` a second (0: as fast as the queue depth allows). `verify` writes the whole span first, and checks every block read. `span_blocks`
-    0 is the whole device.
+    `warm_up_s`, at `rate` a second (0: as fast as the queue depth allows). `verify` writes the
+    whole span first, and checks every block read. `span_blocks` 0 is the whole device.
     """
 
     blocks: int = 8

@@ -13,6 +13,7 @@ from iscsi.session import doors, jobs
 from iscsi.session.connection import Connection, Memory
 from iscsi.session.controls import Controls
 from iscsi.session.errors import ConnectionLost, SessionError
+from iscsi.session.gather import Gather
 from iscsi.session.guard import Guard
 from iscsi.session.memory import aligned_zeros
 from iscsi.session.outcome import CommandResult, error_of_job, residual_of
@@ -194,9 +195,11 @@ class Procedures(ABC):
         block_size: int,
         per_command: int,
         address: int,
+        gather: Gather | None = None,
     ) -> Steps[int]:
         """Read or write `blocks` blocks at shared memory, several commands at once. Bytes moved.
 
+        With `gather` it says which commands those are and where their data lies.
         Writes of the same blocks take place in the order of their calls. Raises the error of the
         first command that failed; others may have moved data.
         """
@@ -213,6 +216,8 @@ class Procedures(ABC):
             )
             record["lba"], record["blocks_left"], record["block_size"] = lba, blocks, block_size
             record["blocks_per_command"], record["address"] = per_command, address
+            if gather is not None:
+                record["parts"], record["runs"] = address_of(gather.parts), address_of(gather.runs)
             where = address_of(job)
             self.start(where)
             yield from self._finishing(where)

@@ -19,7 +19,7 @@ from iscsi.session.job_records import (
     replay_at,
     worker_at,
 )
-from iscsi.wire.initiator_post import attach_ahs, submit
+from iscsi.wire.initiator_post import attach_ahs, submit, submit_runs
 from iscsi.wire.initiator_task import task_at
 from iscsi.wire.sense import SENSE_DESCRIPTOR
 from shm.jit import nopython
@@ -53,15 +53,7 @@ def resubmit(worker: int) -> int:
     entry = _next_replay(worker)
     while entry != 0:
         mine = replay_at(entry)[0]
-        tag = submit(
-            hot["conn"],
-            mine["lun"],
-            entry + REPLAY_CDB,
-            mine["flags"],
-            mine["expected_length"],
-            mine["address"],
-            mine["user_data"],
-        )
+        tag = _submit_again(hot["conn"], entry)
         if tag < 0:
             return -EAGAIN
         if mine["ahs_length"] > 0:
@@ -70,6 +62,17 @@ def resubmit(worker: int) -> int:
         done += 1
         entry = _next_replay(worker)
     return done
+
+
+@nopython
+def _submit_again(conn: int, entry: int) -> int:
+    mine = replay_at(entry)[0]
+    cdb, length = entry + REPLAY_CDB, mine["expected_length"]
+    lun, flags, user_data = mine["lun"], mine["flags"], mine["user_data"]
+    if mine["run_count"] > 0:
+        runs, count = mine["runs"], mine["run_count"]
+        return submit_runs(conn, lun, cdb, flags, length, runs, count, user_data)
+    return submit(conn, lun, cdb, flags, length, mine["address"], user_data)
 
 
 @nopython
@@ -129,6 +132,7 @@ def _fill_replay(entry: int, task: int) -> None:
     mine["cdb0"], mine["cdb1"] = its["cdb0"], its["cdb1"]
     mine["expected_length"], mine["address"] = its["expected_length"], its["data_address"]
     mine["ahs"], mine["ahs_length"] = its["ahs"], its["ahs_length"]
+    mine["runs"], mine["run_count"] = its["runs"], its["run_count"]
 
 
 @nopython

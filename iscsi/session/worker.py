@@ -231,7 +231,7 @@ def active_commands(conn: int) -> list[Any]:
 def lost_command(task: Any) -> LostCommand:
     """What it takes to send a task's command again."""
     names = ("flags", "lun", "cdb0", "cdb1", "expected_length", "ahs", "ahs_length")
-    fields = {name: int(task[name]) for name in names}
+    fields = {name: int(task[name]) for name in (*names, "runs", "run_count")}
     fields["address"] = int(task["data_address"])
     return LostCommand(int(task["user_data"]), _cdb_of(task), fields)
 

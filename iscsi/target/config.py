@@ -1,11 +1,11 @@
 """What bounds a target server: every number that a peer could otherwise drive up."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from iscsi.target.access import AccessPolicy
 from iscsi.target.buffers import DEFAULT_SIZES
-from iscsi.target.placement import STREAM, check_placement
+from iscsi.target.placement import DATAMOVER, STREAM, check_placement
 from iscsi.target.units import Target
 from iscsi.wire.keys import DIGEST_CRC32C, DIGEST_NONE, Proposal, SessionParams
 from iscsi.wire.names import DEFAULT_PORT, Portal
@@ -17,6 +17,7 @@ WINDOW: Final = 64
 TX_ENTRIES: Final = 32
 CONTROL_DATA: Final = 1024
 COLD_DATA_MIN: Final = 1024
+UNASKED_LENGTH: Final = 16384
 _LARGE_STAGING_CONNECTIONS: Final = 16
 _DIGESTS: Final = (DIGEST_NONE, DIGEST_CRC32C)
 
@@ -97,6 +98,22 @@ class ServerConfig:
         units = max((len(target.units) for target in self.targets), default=0)
         port = PortLimits(TX_ENTRIES, self.window + IMMEDIATE_RESERVE, CONTROL_DATA)
         return TargetLimits(self.window, max(COLD_DATA_MIN, 8 + 8 * units), port)
+
+    @property
+    def engine_limits(self) -> TargetLimits:
+        """The same for what a datamover keeps of a connection: it has to hold what comes unasked
+        until this process sees it, or it has it sent again.
+        """
+        here = self.limits
+        return replace(here, cold_length=max(here.cold_length, UNASKED_LENGTH))
+
+    @property
+    def offer(self) -> Proposal:
+        """What logins are offered. A datamover without units of its own asks for what it wants."""
+        session = self.proposal.session
+        if self.placement != DATAMOVER or session.first_burst_length <= UNASKED_LENGTH:
+            return self.proposal
+        return replace(self.proposal, session=replace(session, first_burst_length=UNASKED_LENGTH))
 
     def staging(self, connections: int) -> int:
         """Bytes of one receive area when this many connections are there already."""

@@ -2,16 +2,20 @@
 only when the engine has completed the endpoint's close: until then it may still be written.
 """
 
+import errno
 from collections import deque
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
 from host.memory import Buffer
-from host.pump import PUMP, PUMP_SIZE, STAGED
+from host.mover import SCRATCH_SIZE
+from host.pump import MOVER, PUMP, PUMP_SIZE, STAGED
 from iscsi.target.buffers import DataBuffers
 from iscsi.target.keepalive import Keepalive
+from iscsi.target.mirror_doors import ask_tasks, set_gate, tasks_answer, unsettled
 from iscsi.target.nexus import Nexus
 from iscsi.target.overdue import Overdue, waiting_for_data, waiting_to_be_read
 from iscsi.target.text_exchange import TextExchange
@@ -21,14 +25,18 @@ from iscsi.wire.keys import ConnectionParams, SessionParams
 from iscsi.wire.login import LoginResult, TargetLogin
 from iscsi.wire.login_common import MAX_LOGIN_SEGMENT
 from iscsi.wire.lun import LUN
+from iscsi.wire.mover import OLDEST
+from iscsi.wire.mover_spec import TARGET as TARGET_ROLE
+from iscsi.wire.mover_spec import MoverSpec
 from iscsi.wire.port import PORT, TX, copies_size, lend_copies
 from iscsi.wire.target import TargetConnection
 from iscsi.wire.target_block import TargetLimits
+from iscsi.wire.target_mirror import build_mirror, mirror_size
 from iscsi.wire.target_task import TARGET
 from shm.view import address_of, window
 
 if TYPE_CHECKING:
-    from iscsi.target.task_management import LateAnswer, Managed
+    from iscsi.target.task_management import Asking, LateAnswer, Managed
 
 # A login PDU in, and the response to it out.
 LOGIN_PDU_MAX: Final = bhs.BHS_LENGTH + MAX_LOGIN_SEGMENT
@@ -36,6 +44,14 @@ NO_DEADLINE: Final = 2**63 - 1
 COPY_MIN: Final = 4096
 COPY_MAX: Final = 64 * 1024
 COPIES_MIN: Final = 8
+LINE: Final = 64
+# What a datamover says of a connection, in this order (`ppe.cycle`, MOVER_WORDS).
+WORDS_SIZE: Final = 64
+RX_PDUS, TX_PDUS, DATA_BYTES, UNSENT, COMMANDS, REJECTS = range(6)
+_ANY: Final = -1
+_IN_ENGINE: Final = 1 << 48  # above every id of a task of this process
+# Has the engine take a connection over: (its MoverSpec, its block, the offset of its words).
+HandOver = Callable[[MoverSpec, Buffer, int], None]
 
 
 def warm_up() -> None:
@@ -67,6 +83,10 @@ def warm_up() -> None:
         protocol.send_control(bhs.encode(bhs.Opcode.TEXT_RESPONSE, itt=pdu.header.itt))
     protocol.data_to_send()
     protocol.drop_buffers()
+
+
+def _whole(size: int) -> int:
+    return -(-size // LINE) * LINE
 
 
 def _copies(staging_size: int, limits: TargetLimits) -> tuple[int, int]:
@@ -117,10 +137,14 @@ class Connection:
         self.nexus = Nexus()
         self.portal_group_tag = 1
         self.unsent: deque[tuple[bytes, bytes]] = deque()  # control PDUs that found no slot
-        self.managed: deque[Managed | LateAnswer] = deque()  # what is done but not answered yet
+        self.managed: deque[Managed | Asking | LateAnswer] = (
+            deque()
+        )  # what is done but not answered yet
         self.texts = TextExchange(MAX_LOGIN_SEGMENT)
         self.keepalive = Keepalive(0, 0)
         self.overdue = Overdue(0)
+        self._words: np.ndarray[Any, Any] | None = None  # a datamover's, else None
+        self._asked = 0  # number of the question which task waits longest
 
     def __str__(self) -> str:
         host, port = self.peer
@@ -162,11 +186,21 @@ class Connection:
 
     # --- full feature phase ------------------------------------------------------------------
 
-    def reserve(self, memory: Memory, target: Target | None, limits: TargetLimits) -> None:
-        """Take the memory of the full feature phase; MemoryError and such when there is none."""
+    def reserve(
+        self, memory: Memory, target: Target | None, limits: TargetLimits, *, moves: bool = False
+    ) -> None:
+        """Take the memory of the full feature phase; MemoryError and such when there is none.
+        `moves`: for a datamover's connection.
+        """
         self.target = target
-        size = TargetConnection.size(0 if target is None else target.table.size, limits)
-        self.block = memory.alloc(PUMP_SIZE + size)
+        size = PUMP_SIZE + TargetConnection.size(self._lun_count, limits)
+        if moves:
+            size = _whole(size) + mirror_size(limits, self._lun_count) + WORDS_SIZE + SCRATCH_SIZE
+        self.block = memory.alloc(size)
+
+    @property
+    def _lun_count(self) -> int:
+        return 0 if self.target is None else int(self.target.table.size)
 
     def enter(
         self,
@@ -178,30 +212,73 @@ class Connection:
         buffers: DataBuffers,
     ) -> None:
         """Go from login to the full feature phase. `base`: bytes the transport took so far."""
+        result = self._build(limits, context, buffers)
+        assert self.protocol is not None, "it was just built"
+        copies = _copies(staging_size, limits) if result.connection.data_digest else (0, 0)
+        self.staging = memory.alloc(2 * staging_size + copies_size(*copies))
+        if result.connection.data_digest:
+            lend_copies(self.protocol.address, self.staging.address + 2 * staging_size, *copies)
+        pump = self.pump
+        pump["mode"], pump["tx_base"] = STAGED, base
+        pump["staging"], pump["staging_size"] = self.staging.address, staging_size
+        self._join(result)
+
+    def enter_mover(
+        self,
+        context: int,
+        limits: TargetLimits,
+        engine_limits: TargetLimits,
+        buffers: DataBuffers,
+        hand_over: HandOver,
+        *,
+        serves_units: bool,
+    ) -> None:
+        """The same for a connection whose PDUs the engine makes and takes from here on.
+
+        Raises what `hand_over` raises. `serves_units`: the engine serves units by itself.
+        """
+        result = self._build(limits, context, buffers)
+        assert self.block is not None, "it was just filled"
+        assert self.protocol is not None, "it was just built"
+        conn, home = self.protocol.address, self.block.address
+        mirror = _whole(conn + TargetConnection.size(self._lun_count, limits))
+        words = mirror + mirror_size(limits, self._lun_count)
+        is_engine = serves_units and self.target is not None
+        build_mirror(conn, mirror, limits, home, serves_units=is_engine)
+        pump = self.pump
+        pump["mode"], pump["home"], pump["scratch"] = MOVER, home, words + WORDS_SIZE
+        counts = (limits.window, engine_limits.cold_length, self._lun_count if is_engine else 0)
+        sns = (result.cmd_sn, result.stat_sn)
+        spec = MoverSpec(TARGET_ROLE, result.session, result.connection, limits.port, counts, sns)
+        hand_over(spec, self.block, words - home)
+        self._words = window(words, WORDS_SIZE // 8, np.int64)
+        self._join(result)
+
+    def _build(self, limits: TargetLimits, context: int, buffers: DataBuffers) -> LoginResult:
+        """Fill in the block."""
         assert self.login is not None, "the login succeeded"
         assert self.login.result is not None, "the login succeeded"
         assert self.block is not None, "memory was reserved during the login"
-        self.result = result = self.login.result
-        copies = _copies(staging_size, limits) if result.connection.data_digest else (0, 0)
-        self.staging = memory.alloc(2 * staging_size + copies_size(*copies))
+        result = self.login.result
         self.block.array[:] = 0
         table = None if self.target is None else self.target.table
         self.protocol = TargetConnection(
             self.block.address + PUMP_SIZE,
             result,
             0 if table is None else address_of(table),
-            0 if table is None else table.size,
+            self._lun_count,
             limits,
             buffers=buffers.address,
             buffer_quota=buffers.quota,
         )
-        if result.connection.data_digest:
-            lend_copies(self.protocol.address, self.staging.address + 2 * staging_size, *copies)
         pump = self.pump
         pump["context"], pump["endpoint"] = context, self.endpoint
-        pump["conn"], pump["mode"] = self.protocol.address, STAGED
-        pump["staging"], pump["staging_size"] = self.staging.address, staging_size
-        pump["tx_base"], pump["owner"] = base, self.slot
+        pump["conn"], pump["owner"] = self.protocol.address, self.slot
+        return result
+
+    def _join(self, result: LoginResult) -> None:
+        """The login is over, and the target knows of this nexus."""
+        self.result = result
         self.drop_login()
         if self.target is not None:
             self.nexus = Nexus(
@@ -211,6 +288,8 @@ class Connection:
                 read_only=self.read_only,
                 protocol_level=result.session.iscsi_protocol_level,
             )
+            if self.moves:
+                self.nexus.settled = self._is_settled
             self.nexus.attach(self.target, self._write_word)
             self.nexus.tasks = self.protocol
         self.phase, self.deadline_ns = Phase.FULL, NO_DEADLINE
@@ -247,12 +326,48 @@ class Connection:
         assert self.protocol is not None, "only the full feature phase has units"
         record = window(self.protocol.address, 1, TARGET)[0]
         if lun < int(record["lun_count"]):
-            window(int(record["nexus"]), int(record["lun_count"]), np.int64)[lun] = value
+            set_gate(self.protocol.address, lun, value)
+            if self.moves and self.nexus.wake is not None:
+                self.nexus.wake()
 
-    def sends_from(self, start: int, end: int) -> bool:
-        """Whether data that lies between two addresses may still be on its way out of them."""
+    def _is_settled(self) -> bool:
+        """Whether the engine has ended and shut all that it was told to."""
+        return self.protocol is None or unsettled(self.protocol.address) == 0
+
+    @property
+    def moves(self) -> bool:
+        """Whether the engine makes and takes its PDUs."""
+        return self._words is not None
+
+    @property
+    def signs(self) -> Any:
+        """What shows that its initiator lives: of a PORT, or what the engine says of its own."""
+        if self._words is None:
+            return self.port
+        words = self._words
+        return {
+            "rx_pdus": int(words[RX_PDUS]),
+            "rx_phase": 0,
+            "want_address": 0,
+            "want_length": int(words[DATA_BYTES]),
+            "tx_made": int(words[TX_PDUS]),
+            "tx_sent": int(words[TX_PDUS] - words[UNSENT]),
+        }
+
+    @property
+    def made(self) -> int:
+        """How many PDUs were made for it so far, by an engine; 0 without one."""
+        return 0 if self._words is None else int(self._words[TX_PDUS])
+
+    def sends_from(self, start: int, end: int, made: int | None = None) -> bool:
+        """Whether data that lies between two addresses may still be on its way out of them. Of what
+        an engine sends nobody knows from where it comes: of the first `made` PDUs, or all.
+        """
         if self.protocol is None:
             return False
+        if self._words is not None:
+            sent = int(self._words[TX_PDUS]) - int(self._words[UNSENT])
+            return sent < (self.made if made is None else made)
         port = self.port
         mask = int(port["tx_capacity"]) - 1
         entries = window(int(port["tx_entries"]), mask + 1, TX)
@@ -267,9 +382,43 @@ class Connection:
         """
         if self.protocol is None or not self.overdue.is_due(now_ns):
             return None
-        waiting = waiting_for_data(self.protocol) + waiting_to_be_read(self.protocol)
+        held = int(window(self.protocol.address, 1, TARGET)[0]["buffer_held"])
+        waiting = waiting_for_data(self.protocol) + waiting_to_be_read(self.signs, held)
         came = int(window(self.protocol.address, 1, TARGET)[0]["data_bytes"])
+        if self._words is not None:
+            came = int(self._words[DATA_BYTES])
+            waiting += self._waiting_in_engine()
         return self.overdue.step(waiting, came, now_ns)
+
+    def _waiting_in_engine(self) -> list[int]:
+        """What stands for the task that has waited longest for data among those that the engine
+        serves by itself, as it said when it was asked the last time; and ask again.
+        """
+        if self.target is None or self.target.engine is None or self.protocol is None:
+            return []
+        conn, found = self.protocol.address, -1
+        if self._asked:
+            found = tasks_answer(conn, self._asked)
+            if found == -errno.EAGAIN:
+                return []
+        self._asked = ask_tasks(conn, _ANY, _ANY, OLDEST)
+        if self.nexus.wake is not None:
+            self.nexus.wake()
+        return [_IN_ENGINE | found] if found > 0 else []
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What went over it in the full feature phase."""
+        assert self.protocol is not None, "only the full feature phase has numbers"
+        mine = window(self.protocol.address, 1, TARGET)[0]
+        if self._words is None:
+            port = mine["port"]
+            found = mine["commands"], mine["rejects"], port["rx_pdus"], port["tx_pdus"]
+        else:
+            words = self._words
+            found = words[COMMANDS], words[REJECTS], words[RX_PDUS], words[TX_PDUS]
+        names = ("commands", "rejects", "pdus_received", "pdus_sent")
+        return {name: int(number) for name, number in zip(names, found, strict=True)}
 
     @property
     def jobs(self) -> int:
@@ -286,4 +435,4 @@ class Connection:
         for buffer in (self.block, self.staging):
             if buffer is not None:
                 buffer.free()
-        self.block = self.staging = self.protocol = None
+        self.block = self.staging = self.protocol = self._words = None

@@ -29,6 +29,7 @@ from iscsi.wire.errors import RejectReason, RemoteProtocolError
 from iscsi.wire.keys import KEYS, parse_number
 from iscsi.wire.names import Portal
 from iscsi.wire.port import ControlPdu
+from iscsi.wire.sense import ScsiStatus
 from iscsi.wire.target import ColdCommand
 from iscsi.wire.target_task import STATE_COLD, TASK_SIZE, target_at, task_at
 
@@ -71,7 +72,7 @@ def announce(connection: Connection, what: Announcement) -> None:
 
 def keep_alive(connection: Connection, now_ns: int) -> Step:
     """Ask a silent initiator for a sign of life, if that is due."""
-    step = connection.keepalive.step(connection.port, now_ns)
+    step = connection.keepalive.step(connection.signs, now_ns)
     if step is Step.ASK and not connection.unsent:
         ask_for_life(connection)
     return step
@@ -109,10 +110,16 @@ def attend(connection: Connection, around: Surroundings) -> bool:
 # --- SCSI ----------------------------------------------------------------------------------------
 
 
-def _serve_command(connection: Connection, command: ColdCommand, around: Surroundings) -> None:
+def _serve_command(
+    connection: Connection, command: ColdCommand, around: Surroundings, *, is_fenced: bool = False
+) -> None:
+    """`is_fenced`: nothing that an engine served by itself came before it and is under way."""
     if connection.target is None:
         raise RemoteProtocolError("a SCSI command in a discovery session")
     assert connection.protocol is not None, "it gave us the command"
+    if not is_fenced and turns.is_ordered(command) and (unit := _engines_unit(connection, command)):
+        _serve_behind_engine(connection, command, unit, around)
+        return
     if turns.must_wait(connection, command):
         turns.wait(
             connection, command, around.run_when, partial(_serve_late, connection, command, around)
@@ -136,7 +143,7 @@ def _serve_command(connection: Connection, command: ColdCommand, around: Surroun
             _serve_slowly(connection, command, asked, around)
             return
         answer = refused
-    elif _is_half_written(asked):
+    elif _is_half_written(asked) or (_finds_whole(asked) and asked.present.is_served_by_engine):
         _serve_behind_writes(connection, command, asked, around)
         return
     elif (medium := _to_find_at_rest(asked)) is not None:
@@ -144,7 +151,18 @@ def _serve_command(connection: Connection, command: ColdCommand, around: Surroun
         return
     else:
         answer = scsi.execute(asked)
-    give = partial(give_answer, connection, command, asked.unit, answer, around)
+    _give_in_time(connection, command, asked.unit, answer, around)
+
+
+def _give_in_time(
+    connection: Connection,
+    command: ColdCommand,
+    unit: LogicalUnit | None,
+    answer: scsi.Answer,
+    around: Surroundings,
+) -> None:
+    """Answer now, or when what the command ended is over."""
+    give = partial(give_answer, connection, command, unit, answer, around)
     if answer.is_over is None or answer.is_over():
         give()
     else:
@@ -153,8 +171,43 @@ def _serve_command(connection: Connection, command: ColdCommand, around: Surroun
 
 def _serve_late(connection: Connection, command: ColdCommand, around: Surroundings) -> None:
     """Serve a command that had to wait for its turn."""
-    _serve_command(connection, command, around)
+    _serve_command(connection, command, around, is_fenced=True)
     around.look_at(connection)
+
+
+def _engines_unit(connection: Connection, command: ColdCommand) -> LogicalUnit | None:
+    """The unit of a command, if an engine serves others there by itself."""
+    assert connection.target is not None, "discovery sessions were sent away"
+    unit = None if command.lun is None else connection.target.units.get(command.lun)
+    return unit if unit is not None and unit.is_served_by_engine else None
+
+
+def _serve_behind_engine(
+    connection: Connection, command: ColdCommand, unit: LogicalUnit, around: Surroundings
+) -> None:
+    """Serve an ORDERED command when what an engine does at its unit is over: some of that may have
+    come before it. What comes meanwhile is this process' to serve, and so waits its turn.
+    """
+    protocol = connection.protocol
+    assert protocol is not None, "it gave us the command"
+    protocol.pin(command)
+    is_over = unit.fence()
+    deadline = time.monotonic() + turns.ORDER_WAIT_S
+
+    def is_due() -> bool:
+        late = time.monotonic() >= deadline
+        return late or is_over() or _is_abandoned(connection, command)
+
+    def serve() -> None:
+        if not protocol.unpin(command) or connection.phase is Phase.CLOSING:
+            return  # aborted meanwhile
+        if is_over():
+            _serve_late(connection, command, around)
+        else:
+            protocol.respond(command.task_id, ScsiStatus.BUSY)
+            around.look_at(connection)
+
+    around.run_when(is_due, serve)
 
 
 def _is_abandoned(connection: Connection, command: ColdCommand) -> bool:
@@ -203,31 +256,46 @@ def _is_half_written(asked: scsi.Command) -> bool:
     return asked.unit.is_half_written(*row.whole(asked))
 
 
+def _finds_whole(asked: scsi.Command) -> bool:
+    """Whether a command is to find blocks whole, which others may be writing."""
+    row = scsi.row_of(asked.cdb)
+    return asked.unit is not None and isinstance(row, scsi.Row) and row.whole is not None
+
+
 def _serve_behind_writes(
     connection: Connection, command: ColdCommand, asked: scsi.Command, around: Surroundings
 ) -> None:
-    """Do a command when the WRITEs are over that have written a part of its blocks. Meanwhile new
-    ones come to the cold code, which writes all of their data at once: so this ends.
+    """Do a command when the WRITEs are over that have written a part of its blocks, or of which an
+    engine may place data there at any moment. Meanwhile new ones come to the cold code, which writes all of
+    their data at once: so this ends. The unit is open again only when the command is done.
     """
     protocol, unit = connection.protocol, asked.present
     assert protocol is not None, "it gave us the command"
     protocol.pin(command)
     unit.awaiting_writes += 1
     unit.refresh_gate()
+    row = scsi.row_of(asked.cdb)
+    whole = row.whole(asked) if isinstance(row, scsi.Row) and row.whole is not None else None
+    is_over = unit.fence(whole)
     deadline = time.monotonic() + WRITES_WAIT_S
+
+    def may_run() -> bool:
+        return is_over() and not _is_half_written(asked)
 
     def is_due() -> bool:
         if time.monotonic() >= deadline or _is_abandoned(connection, command):
             return True
-        return not _is_half_written(asked)
+        return may_run()
 
     def serve() -> None:
-        unit.awaiting_writes -= 1
-        unit.refresh_gate()
-        if protocol.unpin(command) and connection.phase is not Phase.CLOSING:
-            answer = scsi.BUSY if _is_half_written(asked) else scsi.execute(asked)
-            give_answer(connection, command, asked.unit, answer, around)
-            around.look_at(connection)
+        try:
+            if protocol.unpin(command) and connection.phase is not Phase.CLOSING:
+                answer = scsi.execute(asked) if may_run() else scsi.BUSY
+                _give_in_time(connection, command, asked.unit, answer, around)
+                around.look_at(connection)
+        finally:
+            unit.awaiting_writes -= 1
+            unit.refresh_gate()
 
     around.run_when(is_due, serve)
 
@@ -247,7 +315,7 @@ def _serve_slowly(
         if error is not None:
             log.error("command %s failed", command.cdb.hex(), exc_info=error)
         answer = scsi.BUSY if future.cancelled() or error else future.result()
-        give_answer(connection, command, asked.unit, answer, around)
+        _give_in_time(connection, command, asked.unit, answer, around)
         around.look_at(connection)
 
     around.submit(lambda: scsi.finish(asked), done)
@@ -308,6 +376,8 @@ def settle(connection: Connection, around: Surroundings) -> bool:
         if isinstance(done, task_management.LateAnswer):
             done.give()
             continue
+        if isinstance(done, task_management.Asking):
+            done = done.answered
         opcode = Opcode.TASK_MANAGEMENT_RESPONSE
         more = done.additional
         send(connection, opcode, itt=done.itt, response=done.response, additional_response=more)

@@ -13,6 +13,7 @@ from iscsi.target import control
 from iscsi.target.connection import NO_DEADLINE, Connection, Phase
 from iscsi.target.pump import PARTING, push_out
 from iscsi.target.server_core import CLOSE, KIND_BITS, SHUTDOWN, ServerCore
+from shm.view import address_of
 
 log: Final = logging.getLogger(__name__)
 
@@ -37,9 +38,13 @@ class Endings(ServerCore):
         if connection.deadline_ns == NO_DEADLINE:
             connection.deadline_ns = monotonic_ns() + int(self.config.linger_s * 1e9)
         control.send_waiting(connection)
-        if push_out(connection.pump_address) and not connection.unsent:
+        if self._push_out(connection) and not connection.unsent:
             connection.pump["error"] = -errno.ESHUTDOWN
             self._shut(connection)
+
+    def _push_out(self, connection: Connection) -> bool:
+        """Post what a connection has to send; whether that is all of it."""
+        return push_out(address_of(self._record), connection.pump_address)
 
     def _shut(self, connection: Connection) -> None:
         """End the stream behind everything posted; then wait a moment for the peer."""
@@ -49,6 +54,13 @@ class Endings(ServerCore):
         connection.deadline_ns = monotonic_ns() + int(self.config.linger_s * 1e9)
         data = connection.slot << KIND_BITS | SHUTDOWN
         self._post(lambda: bool(self._channel.post_shutdown(connection.endpoint, data)))
+
+    def _linger(self, connection: Connection, error: int) -> None:
+        """The engine has said why it ends a connection: let the peer read that."""
+        connection.phase = Phase.LINGERING
+        connection.pump["busy"] |= PARTING
+        connection.pump["error"] = error
+        connection.deadline_ns = monotonic_ns() + int(self.config.linger_s * 1e9)
 
     def _close(self, connection: Connection) -> None:
         """End an endpoint now. Its memory comes back with the completion."""
@@ -80,6 +92,8 @@ class Endings(ServerCore):
         self._pumps.pop(connection.pump_address, None)
         self._endpoints.pop(connection.endpoint, None)
         self._reserved -= connection.block is not None
+        if self._lending is not None and connection.pump_address:
+            self._lending.forget(connection.pump_address)
         connection.free()
         self._slots[connection.slot] = None
         self._free_slots.append(connection.slot)

@@ -5,7 +5,7 @@ Where a unit's blocks lie changes only once no command uses them. In the server'
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from iscsi.target.activity import Counts
 from iscsi.target.backends import RamBackend
 from iscsi.target.unit_posts import (
     AT_ONCE,
+    BLOCKS,
     COUNT_BYTES,
     UNIT_CLOSED,
     UNIT_POST,
@@ -61,6 +62,9 @@ class Ring(Protocol):
 
     def post_first(self, post: Callable[[], bool]) -> None:
         """Post now, or before anything is answered."""
+
+    def post_later(self, post: Callable[[], bool]) -> None:
+        """Post now, or when there is room."""
 
 
 class Fences:
@@ -117,6 +121,7 @@ class EngineUnits:
             return
         flags = UNIT_CLOSED
         if unit is not None and shape is not None:
+            # Where TAS is 1 this process ends tasks, and so must know them all.
             is_open = unit.is_normal and not unit.task_aborted_status and not place.closers
             flags = UNIT_READ_ONLY * unit.write_protected | (0 if is_open else UNIT_CLOSED)
         if (shape, flags) != (place.shape, place.flags):
@@ -129,9 +134,9 @@ class EngineUnits:
         place.shape, place.flags = None, UNIT_CLOSED
         self.write(lun)
 
-    def fence(self, lun: int) -> Callable[[], bool]:
-        """Close a unit until nothing that the engine does there by itself is under way; whether
-        that is over.
+    def fence(self, lun: int, blocks: tuple[int, int] | None = None) -> Callable[[], bool]:
+        """Close a unit until nothing that the engine does there by itself is under way, or with
+        `blocks` (first, count) no WRITE of those; whether that is over.
         """
         if not self.serves(lun):
             return lambda: True
@@ -145,7 +150,8 @@ class EngineUnits:
             ended.append(True)
             self.write(lun)
 
-        self._post_fence(lun, over)
+        first, count = blocks or (0, 0)
+        self._post_fence(lun, over, 0 if blocks is None else BLOCKS, first, count)
         return lambda: bool(ended)
 
     def _shape(self, unit: LogicalUnit) -> Shape | None:
@@ -160,10 +166,8 @@ class EngineUnits:
             if not record.allocation:
                 return found
             size = -(-length // record.granularity)
-            where = self._channel.name_memory(record.allocation, size)
-            return Shape(
-                region, offset, length, record.block_size, record.granularity, *where, size
-            )
+            region, offset = self._channel.name_memory(record.allocation, size)
+            return replace(found, map_region=region, map_offset=offset, map_length=size)
         except ValueError:
             return None
 
@@ -177,9 +181,12 @@ class EngineUnits:
         context = self._channel.context
         self._ring.post_first(lambda: post_unit(context, address_of(record)) > 0)
 
-    def _post_fence(self, lun: int, over: Over, flags: int = 0) -> None:
+    def _post_fence(
+        self, lun: int, over: Over, flags: int = 0, first: int = 0, count: int = 0
+    ) -> None:
         user_data, context = self._fences.enter(over), self._channel.context
-        self._ring.post_first(lambda: post_fence(context, self.table, user_data, lun, flags) > 0)
+        post = self._ring.post_later if flags & AT_ONCE else self._ring.post_first
+        post(lambda: post_fence(context, self.table, user_data, lun, flags, first, count) > 0)
 
     # --- numbers ---------------------------------------------------------------------------
 

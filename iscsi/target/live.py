@@ -2,6 +2,7 @@
 statistics. Each may be called from any thread; it is done in the server's, between two commands.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ from iscsi.target.announce import logout_request
 from iscsi.target.config import ServedPortal, ServerConfig
 from iscsi.target.connection import Connection, Phase
 from iscsi.target.logins import Logins
+from iscsi.target.placement import ENGINE
 from iscsi.target.portals import Listening, describe_failure
 from iscsi.target.room import RoomWatch
 from iscsi.target.scsi import sanitize
@@ -54,6 +56,8 @@ class LiveChanges(Logins):
         self.room = RoomWatch(self._slow.submit)
         self.watchers: list[Callable[[], None]] = []
         self._watch_at_ns = 0
+        self._has_counted: Callable[[], bool] = lambda: True
+        self._seen = 0  # PDUs of all connections
 
     def _watch(self) -> None:
         now = time.monotonic_ns()
@@ -61,6 +65,8 @@ class LiveChanges(Logins):
             return
         self._watch_at_ns = now + WATCH_NS
         self.room.look(self._targets.values())
+        if self._has_counted() and self._is_busy():
+            self._has_counted = self._ask_counts()
         for watcher in self.watchers:
             watcher()
 
@@ -100,6 +106,7 @@ class LiveChanges(Logins):
             if target.name in self._targets:
                 raise ValueError(f"there is a target called {target.name} already")
             self._adopt(target.units.values())
+            self._hand_units_over(target)
             self._targets[target.name] = target
 
         self.call(add)
@@ -159,9 +166,15 @@ class LiveChanges(Logins):
             for connection in its:
                 if connection.protocol is not None:
                     connection.protocol.abort_lun(lun)
-            return target.remove_unit(lun), its
+                    self._touch(connection)
+            gone = target.engine.fence(lun) if target.engine is not None else None
+            unit = target.remove_unit(lun)
+            if gone is not None:
+                unit.settled = gone
+            return unit, its
 
         unit, connections = self.call(remove)
+        settled = unit.settled
 
         def is_idle() -> bool:
             medium = unit.backend.medium
@@ -172,21 +185,29 @@ class LiveChanges(Logins):
 
         self._wait(f"nobody works on LUN {lun}", is_idle, timeout_s)
         if unit.backend.memory and not unit.places:
-            self._stop_sending(unit, connections, timeout_s)
+            self._stop_sending(unit, connections, timeout_s, settled)
         if not unit.places:
             sanitize.stop(unit)
         return unit
 
     def _stop_sending(
-        self, unit: LogicalUnit, connections: list[Connection], timeout_s: float
+        self,
+        unit: LogicalUnit,
+        connections: list[Connection],
+        timeout_s: float,
+        settled: Callable[[], bool] | None,
     ) -> None:
         """Wait until nothing is sent from a removed unit's memory any more: it will be another's.
         Initiators that take nothing, and do not say that they have all, are disconnected.
         """
         start, end = unit.backend.memory, unit.backend.memory + unit.backend.size
 
+        marks = self.call(lambda: {found: found.made for found in connections})
+
         def sending() -> list[Connection]:
-            return [found for found in connections if found.sends_from(start, end)]
+            if settled is not None and not settled():
+                return [found for found in connections if found.protocol is not None]
+            return [found for found in connections if found.sends_from(start, end, marks[found])]
 
         def ask() -> None:
             for connection in sending():
@@ -216,15 +237,30 @@ class LiveChanges(Logins):
         def resize() -> None:
             unit = self._unit(name, lun)
             medium = unit.backend.medium
-            if medium is None:
-                unit.resize(size)
-                answer.set_result(None)
-            else:
-                change = partial(run_call, answer, lambda: unit.resize(size))
+            change = partial(run_call, answer, lambda: unit.resize(size))
+            if medium is not None:
                 self._exclusive.run(medium, change)
+            elif unit.is_served_by_engine:
+                self._change_alone(unit, change)
+            else:
+                change()
 
         self.call(resize)
         answer.result(CALL_S)
+
+    def _change_alone(self, unit: LogicalUnit, change: Callable[[], None]) -> None:
+        """Change a unit when nothing that an engine does there by itself is under way."""
+        unit.awaiting_writes += 1
+        unit.refresh_gate()
+
+        def run() -> None:
+            try:
+                change()
+            finally:
+                unit.awaiting_writes -= 1
+                unit.refresh_gate()
+
+        self._exclusive.run_when(unit.fence(), run)
 
     def set_thresholds(self, name: str, lun: int, wanted: Iterable[Threshold]) -> None:
         """Change a unit's thresholds, as they also are after a reset; its sessions are told. What
@@ -257,6 +293,14 @@ class LiveChanges(Logins):
                     self._judge_again(connection, timeout_s)
 
         self.call(change)
+        waits = self.call(self._unsettled)
+        what = "the engine knows who may do what"
+        self._wait(what, lambda: all(is_over() for is_over in waits), CALL_S)
+
+    def _unsettled(self) -> list[Callable[[], bool]]:
+        """Whether engines have done what they were told of each session."""
+        nexuses = [connection.nexus for connection in self._sessions.values()]
+        return [nexus.settled for nexus in nexuses if nexus.settled is not None]
 
     def _judge_again(self, connection: Connection, timeout_s: float) -> None:
         target, result = connection.target, connection.result
@@ -357,10 +401,24 @@ class LiveChanges(Logins):
         """Plain numbers of the server, its sessions and its units, all of the same moment but how
         much room thin units take: their file systems are asked in this thread, afterwards.
         """
+        counted = self.call(self._ask_counts)
+        if threading.get_ident() != self._thread:
+            self._wait("the engine's numbers", counted, CALL_S)
         found, units = self.call(lambda: (self._statistics(), self._units()))
         for each in (unit for target in found["targets"] for unit in target["units"]):
             each.update(room_statistics(units.pop(0)))
         return found
+
+    def _is_busy(self) -> bool:
+        """Whether anything came since this was asked the last time, where an engine counts."""
+        before, self._seen = self._seen, sum(found.made for found in self._pumps.values())
+        return self.config.placement == ENGINE and self._seen != before
+
+    def _ask_counts(self) -> Callable[[], bool]:
+        """Have engines say what they served by themselves; whether all have."""
+        tables = [target.engine for target in self._targets.values() if target.engine is not None]
+        waits = [each.ask_counts() for each in tables]
+        return lambda: all(is_over() for is_over in waits)
 
     def _units(self) -> list[LogicalUnit]:
         """In the order of the statistics."""

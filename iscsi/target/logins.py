@@ -9,9 +9,11 @@ from typing import Any, Final
 
 from host.channel import Completion
 from host.errors import EngineDied
+from host.memory import Buffer
 from iscsi.target.connection import Connection, Phase
 from iscsi.target.endings import Endings
 from iscsi.target.keepalive import Keepalive
+from iscsi.target.lending import Lending
 from iscsi.target.overdue import Overdue
 from iscsi.target.portals import Listening
 from iscsi.target.server_core import (
@@ -25,6 +27,7 @@ from iscsi.target.server_core import (
 from iscsi.wire.errors import LoginStatus, ProtocolError
 from iscsi.wire.keys import SessionParams
 from iscsi.wire.login import LoginIdentity, TargetLogin, TargetPolicy, refusal
+from iscsi.wire.mover_spec import MoverSpec
 from iscsi.wire.security import TargetSecurity
 from iscsi.wire.sense import Asc
 
@@ -86,7 +89,7 @@ class Logins(Endings):
                 self._engine,
                 TargetLogin(
                     self._policy(connection),
-                    proposal=self.config.proposal,
+                    proposal=self.config.offer,
                     command_window=self.config.window,
                 ),
             )
@@ -146,7 +149,8 @@ class Logins(Endings):
             self.counts["refused"] += 1
             raise refusal(LoginStatus.OUT_OF_RESOURCES, "too many connections")
         try:
-            connection.reserve(self._engine, target, self._limits)
+            moves = self._lending is not None
+            connection.reserve(self._engine, target, self._limits, moves=moves)
         except NO_MEMORY as error:
             self.counts["refused"] += 1
             raise refusal(LoginStatus.OUT_OF_RESOURCES, str(error)) from error
@@ -236,7 +240,10 @@ class Logins(Endings):
         staging = self.config.staging(len(self._pumps))
         try:
             context = self._channel.context
-            connection.enter(self._engine, context, self._limits, staging, base, self.buffers)
+            if self._lending is None:
+                connection.enter(self._engine, context, self._limits, staging, base, self.buffers)
+            else:
+                self._enter_mover(connection, self._lending)
         except NO_MEMORY as error:
             log.warning("%s: no memory for its session: %s", connection, error)
             self._close(connection)
@@ -249,6 +256,34 @@ class Logins(Endings):
         self.counts["logged in"] += 1
         self._logins.pop(connection, None)
         self._pumps[connection.pump_address] = connection
+        if self._lending is not None:
+            self._lending.know(connection.endpoint, connection.pump_address)
         for lun in connection.target.units if connection.target else ():
             connection.nexus.raise_attention(lun, Asc.POWER_ON_RESET)
         self._touch(connection)
+
+    def _enter_mover(self, connection: Connection, lending: Lending) -> None:
+        """The same, where the engine takes the connection over. Raises HostError if it does not."""
+        units = None if connection.target is None else connection.target.engine
+        table = units.table if units is not None else 0
+
+        def hand_over(spec: MoverSpec, block: Buffer, words: int) -> None:
+            region, offset = self._channel.name_memory(block.address, len(block))
+            self._engine.enable_mover(
+                self._channel,
+                connection.endpoint,
+                spec.to_message(),
+                home=[region, offset, len(block)],
+                words=words,
+                pool=lending.pool,
+                table=table,
+            )
+
+        connection.enter_mover(
+            self._channel.context,
+            self._limits,
+            self.config.engine_limits,
+            self.buffers,
+            hand_over,
+            serves_units=table != 0,
+        )

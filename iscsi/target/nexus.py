@@ -86,6 +86,8 @@ class Nexus:
     write_word: Callable[[int, int], None] | None = None
     tasks: Tasks | None = None  # until the session's memory is given back
     wake: Callable[[], None] | None = None  # have what was answered sent
+    # Whether an engine has ended and shut what it was told to; absent where there is none.
+    settled: Callable[[], bool] | None = None
     _waiting: dict[int, list[Attention]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

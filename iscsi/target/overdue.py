@@ -5,11 +5,10 @@ R2Ts, and one that answers pings but sends no data is. No clock here: `now` come
 """
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
-from iscsi.wire.port import port_at
 from iscsi.wire.target import TargetConnection
 from iscsi.wire.target_task import STATE_DATA_OUT, TASK, target_at
 from shm.view import window
@@ -55,12 +54,11 @@ def waiting_for_data(protocol: TargetConnection) -> list[int]:
     return found
 
 
-def waiting_to_be_read(protocol: TargetConnection) -> list[int]:
+def waiting_to_be_read(port: Any, buffer_held: int) -> list[int]:
     """What stands for the PDU that is to be taken next, while buffers wait for that: a number below
     0, which is another one for each PDU. Sends from buffers are reported as soon as they are out.
+    `port`: a PORT, or what says the same of one.
     """
-    mine = target_at(protocol.address)[0]
-    port = port_at(protocol.address)[0]
-    if not mine["buffer_held"] or port["tx_sent"] == port["tx_made"]:
+    if not buffer_held or port["tx_sent"] == port["tx_made"]:
         return []
     return [-1 - int(port["tx_sent"])]

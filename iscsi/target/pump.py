@@ -142,7 +142,7 @@ def _feed(server: int, pump: int, completion: int) -> None:
 @nopython
 def _is_movers(opcode: int) -> bool:
     """Whether a completion belongs to a datamover endpoint. Its user_data is then a task's."""
-    if opcode == MOVER_UNIT or opcode == MOVER_FENCE:
+    if opcode in (MOVER_UNIT, MOVER_FENCE):
         return False
     return bool(MOVER_FIRST <= opcode <= MOVER_LAST)
 

@@ -14,9 +14,17 @@ from iscsi.target.config import ServerConfig
 from iscsi.target.connection import Connection, Phase, warm_up
 from iscsi.target.keepalive import Step
 from iscsi.target.live import LiveChanges
-from iscsi.target.pump import ATTENTION, push_out, serve
+from iscsi.target.pump import ATTENTION, serve
 from iscsi.target.scsi import sanitize
-from iscsi.target.server_core import ACCEPT, CLOSE, KIND_BITS, LISTEN, SHUTDOWN
+from iscsi.target.server_core import (
+    ACCEPT,
+    CLOSE,
+    FENCE,
+    KIND_BITS,
+    LISTEN,
+    SHUTDOWN,
+    UNIT,
+)
 from iscsi.wire import violations
 from iscsi.wire.errors import RejectReason, RemoteProtocolError
 from iscsi.wire.violations import Violation
@@ -102,6 +110,8 @@ class TargetServer(LiveChanges):
     def _retry(self) -> None:
         while self._unposted and self._unposted[0]():
             self._unposted.popleft()
+        if not self._unposted:
+            self._record[0]["held"] = 0
         for connection in list(self._pumps.values()):
             self._guard(connection, self._try_again)
 
@@ -165,7 +175,7 @@ class TargetServer(LiveChanges):
         if done.unsolicited:
             connection = self._endpoints.get(done.endpoint)
             if connection is not None:
-                self._close(connection)
+                self._disconnected(connection, done.status)
             return
         kind, slot = done.user_data & (1 << KIND_BITS) - 1, done.user_data >> KIND_BITS
         if kind == ACCEPT:
@@ -173,6 +183,12 @@ class TargetServer(LiveChanges):
             return
         if kind == LISTEN:
             self._listened(slot, done)
+            return
+        if kind == UNIT:
+            self._units_changed(done)
+            return
+        if kind == FENCE:
+            self._fences.complete(done)
             return
         connection = self._slots[slot]
         if connection is None or connection.endpoint != done.endpoint:
@@ -189,6 +205,15 @@ class TargetServer(LiveChanges):
                 self._close(connection)
         else:
             self._guard(connection, lambda each: self._login_step(each, kind, done))
+
+    def _disconnected(self, connection: Connection, status: int) -> None:
+        """A stream is over that nobody was receiving from: a datamover's, above all."""
+        if not violations.is_violation(status) or connection.phase is Phase.CLOSING:
+            self._close(connection)
+            return
+        self.counts["violations"] += 1
+        log.info("%s: %s", connection, violations.describe(status))
+        self._linger(connection, status)
 
     # --- full feature phase ----------------------------------------------------------------------
 
@@ -212,6 +237,9 @@ class TargetServer(LiveChanges):
 
     def _failed(self, connection: Connection, error: int) -> None:
         """The stream ended, or the peer broke the protocol."""
+        if connection.moves and error != -errno.EPROTO:
+            self._disconnected(connection, error)
+            return
         if not violations.is_violation(error):
             self._close(connection)
             return
@@ -229,7 +257,7 @@ class TargetServer(LiveChanges):
         if error != Violation.HEADER_DIGEST:  # Then not even the header is known.
             control.reject(connection, reason)
         connection.pump["error"] = error
-        push_out(connection.pump_address)
+        self._push_out(connection)
         self._shut(connection)
 
     # --- the end -----------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 other threads reach its own. Only the server's thread touches connections; others use `call`.
 """
 
+import logging
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -11,27 +13,32 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
+from host.channel import Completion
 from host.errors import HostError
 from iscsi.target.buffers import DataBuffers
 from iscsi.target.config import ServedPortal, ServerConfig
 from iscsi.target.connection import Connection, Phase
+from iscsi.target.engine_units import EngineUnits, Fences, share_map
 from iscsi.target.exclusive import Exclusive
+from iscsi.target.lending import Lending
+from iscsi.target.placement import ENGINE, STREAM
 from iscsi.target.portals import Listening
 from iscsi.target.pump import SERVER, touch
-from iscsi.target.units import LogicalUnit, by_name, require_own_files
+from iscsi.target.units import LogicalUnit, Target, by_name, require_own_files
 from iscsi.target.wake import Waker
 from iscsi.target.workers import FileWorkers, SlowCommands
 from shm.records import CQE
 from shm.segment import SegmentError
 from shm.view import address_of
 
+log: Final = logging.getLogger(__name__)
 T = TypeVar("T")
 COLD_MAX: Final = 256
 CALL_S: Final = 30.0
 CHANNEL_WORK: Final = 1024
 # The low bits of a user_data of Python's own operations; the rest is a slot, or a place.
 KIND_BITS: Final = 4
-ACCEPT, LOGIN_HEADER, LOGIN_DATA, LOGIN_SEND, SHUTDOWN, CLOSE, LISTEN = range(1, 8)
+ACCEPT, LOGIN_HEADER, LOGIN_DATA, LOGIN_SEND, SHUTDOWN, CLOSE, LISTEN, UNIT, FENCE = range(1, 10)
 NO_MEMORY: Final = (MemoryError, SegmentError, HostError, OSError)
 
 
@@ -60,6 +67,8 @@ class ServerCore(ABC):
         self._thread = threading.get_ident()
         self._waker: Waker | None = None
         self._record = np.zeros(1, SERVER)
+        self._lending: Lending | None = None  # with a datamover
+        self._fences = Fences(FENCE, KIND_BITS)
         self.counts: Counter[str] = Counter()
         self.stopping = False
         self.draining = False
@@ -75,9 +84,13 @@ class ServerCore(ABC):
         self._exclusive = Exclusive()
         self._lay_out(self._waker)
         try:
+            if config.placement != STREAM:
+                self._lending = Lending(engine, self._channel, config.engine_limits)
+                self._record[0]["lending"] = self._lending.address
             for target in self._targets.values():
                 self._adopt(target.units.values())
-        except ValueError:
+                self._hand_units_over(target)
+        except BaseException:
             self._files.stop()
             self._release()
             raise
@@ -91,6 +104,21 @@ class ServerCore(ABC):
         require_own_files((*served, *units))
         if any(unit.backend.medium is not None for unit in units):
             self._files.start()
+        for unit in units if self.config.placement == ENGINE else ():
+            share_map(self._engine, unit)
+            unit.refresh_gate()
+
+    def _hand_units_over(self, target: Target) -> None:
+        """Have the engine serve a target's units in memory by itself, if it is to."""
+        if self.config.placement == ENGINE:
+            table = self._engine.make_table(self._channel, int(target.table.size))
+            target.engine = EngineUnits(self._channel, self, self._fences, target, table, UNIT)
+
+    def _units_changed(self, done: Completion) -> None:
+        """A change of an engine's table of units is made."""
+        if done.status < 0:
+            self.counts["units refused"] += 1
+            log.error("the engine refuses a unit: %s", os.strerror(-done.status))
 
     def _lay_out(self, waker: Waker) -> None:
         """The compiled loop's record and lists."""
@@ -109,6 +137,10 @@ class ServerCore(ABC):
     def _release(self) -> None:
         """Give back everything but connections. Idempotent."""
         self._channel.close()
+        for target in self._targets.values():
+            target.engine = None
+        if self._lending is not None:
+            self._lending.free()
         if hasattr(self, "buffers"):
             self.buffers.free()
         if self._waker is not None:
@@ -171,6 +203,16 @@ class ServerCore(ABC):
         """Post now, or when there is room again."""
         if self._unposted or not post():
             self._unposted.append(post)
+
+    def post_later(self, post: Callable[[], bool]) -> None:
+        """Post now, or when there is room again."""
+        self._post(post)
+
+    def post_first(self, post: Callable[[], bool]) -> None:
+        """Post now, or when there is room again, and before anything is answered."""
+        self._post(post)
+        if self._unposted:
+            self._record[0]["held"] = 1
 
     def _touch(self, connection: Connection) -> None:
         """Have the compiled loop look at a connection, unless its memory is about to go."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 from iscsi.target.access import AccessPolicy, Grant, Redirect, TargetAccess
 from iscsi.target.backends import CACHE_MODES
 from iscsi.target.config import ServedPortal, ServerConfig
+from iscsi.target.placement import PLACEMENTS, STREAM
 from iscsi.target.toml_lines import key_lines
 from iscsi.target.toml_reader import Faults, SettingsError, Table
 from iscsi.target.units import BLOCK_SIZES
@@ -188,6 +189,8 @@ def _limits(server: Table) -> dict[str, Any]:
     for key in ("login_timeout_s", "nop_interval_s", "nop_timeout_s", "data_timeout_s"):
         if server.has(key):
             found[key] = server.seconds(key, 0.0)
+    if server.has("placement"):
+        found["placement"] = server.choice("placement", STREAM, PLACEMENTS)
     return found
 
 

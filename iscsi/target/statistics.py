@@ -20,7 +20,6 @@ def session_statistics(connection: Connection) -> dict[str, Any]:
     assert connection.result is not None, "it logged in"
     result = connection.result
     mine = window(connection.protocol.address, 1, TARGET)[0]
-    port = mine["port"]
     return {
         "initiator": result.initiator_name,
         "isid": f"{result.isid:012x}",
@@ -30,10 +29,7 @@ def session_statistics(connection: Connection) -> dict[str, Any]:
         "portal_group_tag": connection.portal_group_tag,
         "user": result.user,
         "phase": connection.phase.name.lower(),
-        "commands": int(mine["commands"]),
-        "rejects": int(mine["rejects"]),
-        "pdus_received": int(port["rx_pdus"]),
-        "pdus_sent": int(port["tx_pdus"]),
+        **connection.counts,
         "workers": connection.jobs,
         "buffer_bytes": int(mine["buffer_held"]),
     }

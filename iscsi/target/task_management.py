@@ -3,6 +3,7 @@ be answered. A function has acted before its response is made: tasks that somebo
 on are ended at once, but the response waits until that work is over.
 """
 
+import errno
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -10,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from iscsi.target.connection import Connection, Phase
+from iscsi.target.mirror_doors import abort_answer, ask_abort, ask_tasks, tasks_answer
 from iscsi.target.scsi.pr_unit import reservations_of
 from iscsi.target.units import LogicalUnit
 from iscsi.wire.bhs import Header, TaskFunction, TaskFunctionResponse
@@ -21,6 +23,14 @@ from iscsi.wire.target_task import STATE_FREE, STATE_SENT, TASK, target_at
 from shm.view import window
 
 _EVERY_UNIT: Final = None
+_NOT_THERE: Final[Mapping[bool, TaskFunctionResponse]] = {
+    True: TaskFunctionResponse.COMPLETE,
+    False: TaskFunctionResponse.TASK_DOES_NOT_EXIST,
+}
+_QUERIED: Final[Mapping[bool, TaskFunctionResponse]] = {
+    True: TaskFunctionResponse.SUCCEEDED,
+    False: TaskFunctionResponse.COMPLETE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,27 @@ class LateAnswer:
     def is_over(self) -> bool:
         """Whether it can be answered."""
         return self.is_done()
+
+
+@dataclass(slots=True)
+class Asking:
+    """A function of which the engine knows how it ends: `hear` gives that, once it is known."""
+
+    hear: Callable[[], Managed | None]
+    _heard: Managed | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it can be answered."""
+        if self._heard is None:
+            self._heard = self.hear()
+        return self._heard is not None and self._heard.is_over
+
+    @property
+    def answered(self) -> Managed:
+        """What became of it, once it is over."""
+        assert self._heard is not None, "it is asked only when it is over"
+        return self._heard
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +138,9 @@ class _Asked:
             session.nexus.abort_tasks(lun)
 
 
-def manage(connection: Connection, header: Header, sessions: Iterable[Connection]) -> Managed:
+def manage(
+    connection: Connection, header: Header, sessions: Iterable[Connection]
+) -> Managed | Asking:
     """Carry a Task Management Function Request out. RemoteProtocolError in a discovery session."""
     if connection.target is None:
         raise RemoteProtocolError("task management in a discovery session")
@@ -131,14 +164,36 @@ def _protocol(connection: Connection) -> TargetConnection:
     return connection.protocol
 
 
-def _abort_task(asked: _Asked) -> Managed:
+def _abort_task(asked: _Asked) -> Managed | Asking:
     """One task of this session; one that is on its way counts as received (RFC 7143 §11.5.5)."""
     header, protocol = asked.header, _protocol(asked.connection)
     if protocol.abort_task(header.referenced_task_tag):
         return asked.managed(touched=[(asked.connection, asked.lun)])
+    if asked.connection.moves:
+        tag, before = header.referenced_task_tag, header.ref_cmd_sn
+        number = ask_abort(protocol.address, tag, before, header.cmd_sn)
+        return _ask(asked, number, abort_answer, _NOT_THERE)
     if protocol.count_as_received(header.ref_cmd_sn, header.cmd_sn):
         return asked.managed()
     return asked.managed(TaskFunctionResponse.TASK_DOES_NOT_EXIST)
+
+
+def _ask(
+    asked: _Asked,
+    number: int,
+    answer_of: Callable[[int, int], int],
+    responses: Mapping[bool, TaskFunctionResponse],
+) -> Asking:
+    """Answer by what an engine says of a question's number: whether there are such tasks."""
+    address = _protocol(asked.connection).address
+
+    def hear() -> Managed | None:
+        if number == 0:
+            return asked.managed(TaskFunctionResponse.REJECTED)
+        found = answer_of(address, number)
+        return None if found == -errno.EAGAIN else asked.managed(responses[found > 0])
+
+    return Asking(hear)
 
 
 def _abort_task_set(asked: _Asked) -> Managed:
@@ -196,7 +251,7 @@ def _target_cold_reset(asked: _Asked) -> Managed:
 # --- what RFC 7144 adds ------------------------------------------------------------------------
 
 
-def _query(asked: _Asked, tag: int | None = None) -> Managed:
+def _query(asked: _Asked, tag: int | None = None) -> Managed | Asking:
     """Whether this nexus has a task at a unit: with this tag, or any."""
     if asked.unit is None:
         return asked.managed(TaskFunctionResponse.LUN_DOES_NOT_EXIST)
@@ -205,11 +260,14 @@ def _query(asked: _Asked, tag: int | None = None) -> Managed:
     is_there = (tasks["lun_number"] == asked.lun) & ~np.isin(tasks["state"], _OVER)
     if tag is not None:
         is_there &= tasks["itt"] == tag
-    found = TaskFunctionResponse.SUCCEEDED if is_there.any() else TaskFunctionResponse.COMPLETE
-    return asked.managed(found)
+    if not is_there.any() and asked.connection.moves and asked.lun is not None:
+        address = _protocol(asked.connection).address
+        number = ask_tasks(address, asked.lun, -1 if tag is None else tag, 0)
+        return _ask(asked, number, tasks_answer, _QUERIED)
+    return asked.managed(_QUERIED[bool(is_there.any())])
 
 
-def _query_task(asked: _Asked) -> Managed:
+def _query_task(asked: _Asked) -> Managed | Asking:
     return _query(asked, asked.header.referenced_task_tag)
 
 
@@ -253,7 +311,7 @@ _ENDS_TASKS_OF_OTHERS: Final = frozenset(
         TaskFunction.TARGET_COLD_RESET,
     )
 )
-_FUNCTIONS: Final[Mapping[int, Callable[[_Asked], Managed]]] = {
+_FUNCTIONS: Final[Mapping[int, Callable[[_Asked], Managed | Asking]]] = {
     TaskFunction.ABORT_TASK: _abort_task,
     TaskFunction.ABORT_TASK_SET: _abort_task_set,
     TaskFunction.CLEAR_TASK_SET: _abort_task_set,
@@ -262,7 +320,7 @@ _FUNCTIONS: Final[Mapping[int, Callable[[_Asked], Managed]]] = {
     TaskFunction.TARGET_COLD_RESET: _target_cold_reset,
 }
 # For sessions that agreed on iSCSIProtocolLevel 2 (RFC 7144).
-_MORE_FUNCTIONS: Final[Mapping[int, Callable[[_Asked], Managed]]] = {
+_MORE_FUNCTIONS: Final[Mapping[int, Callable[[_Asked], Managed | Asking]]] = {
     TaskFunction.QUERY_TASK: _query_task,
     TaskFunction.QUERY_TASK_SET: _query,
     TaskFunction.I_T_NEXUS_RESET: _nexus_reset,

@@ -39,6 +39,11 @@ def _task(protocol: TargetConnection, command: ColdCommand) -> Any:
     return _tasks(protocol)[command.task_id & 0xFFFF]
 
 
+def is_ordered(command: ColdCommand) -> bool:
+    """Whether all that came before a command has to be over first."""
+    return command.flags & ATTRIBUTE_MASK == TaskAttribute.ORDERED
+
+
 def must_wait(connection: Connection, command: ColdCommand) -> bool:
     """Whether a command has to wait for others of its task set (SAM-5 §8.6): an ORDERED one for all
     that came before it, any but HEAD OF QUEUE for what is HEAD OF QUEUE or ORDERED and before it.

@@ -19,6 +19,7 @@ UNIT_CLOSED: Final = 1
 UNIT_READ_ONLY: Final = 2
 COUNT_BYTES: Final = 1 << 8
 AT_ONCE: Final = 1 << 9  # a FENCE that only counts: it waits for nothing
+BLOCKS: Final = 1 << 10  # a FENCE that waits for WRITEs of some blocks only
 _MORE_WORDS: Final = 8  # bytes before the first word of a WQE's second slot
 
 UNIT_POST: Final = record(
@@ -73,14 +74,19 @@ def post_unit(context: int, asked: int) -> int:
     return 1
 
 
-@entry("int64(intp, int64, int64, int64, int64)")
-def post_fence(context: int, table: int, user_data: int, lun: int, flags: int) -> int:
-    """Post a FENCE of a unit and ring: 1, or 0 if there is no room."""
+@entry("int64(intp, int64, int64, int64, int64, int64, int64)")
+def post_fence(
+    context: int, table: int, user_data: int, lun: int, flags: int, first: int, count: int
+) -> int:
+    """Post a FENCE of a unit and ring: 1, or 0 if there is no room. With BLOCKS: of `count` blocks
+    from `first` on.
+    """
     channel = context_at(context)[0]["channel"]
     if not prepare(channel, 1):
         return 0
-    slot = fill(channel, MOVER_FENCE, flags, table, user_data, 0, 0, 0)
+    slot = fill(channel, MOVER_FENCE, flags, table, user_data, 0, count, 0)
     wqe_at(slot)[0]["arg0"] = lun
+    wqe_at(slot)[0]["arg1"] = first
     submit(channel, 1)
     native.flush(context)
     return 1

@@ -80,7 +80,12 @@ class Reservations(Protocol):
 
 
 class EnginePlaces(Protocol):
-    """A target's units as an engine knows them that serves some by itself."""
+    """A target's units as an engine knows them that serves some by itself. `table` names them."""
+
+    table: int
+
+    def ask_counts(self) -> Callable[[], bool]:
+        """Have it say what it served, for the entries of the target's table; whether it has."""
 
     def write(self, lun: int) -> None:
         """Have it know what has changed, before anything is answered."""
@@ -88,8 +93,10 @@ class EnginePlaces(Protocol):
     def serves(self, lun: int) -> bool:
         """Whether it has this unit, be it open to its commands or not."""
 
-    def fence(self, lun: int) -> Callable[[], bool]:
-        """Close a unit there until nothing is under way; whether that is over."""
+    def fence(self, lun: int, blocks: tuple[int, int] | None = None) -> Callable[[], bool]:
+        """Close a unit there until nothing is under way, or no WRITE of these blocks (first,
+        count); whether that is over.
+        """
 
 
 class LogicalUnit:
@@ -150,6 +157,8 @@ class LogicalUnit:
         self.condition: Callable[[], Sense | None] | None = None
         # Commands that wait for the rest of WRITEs. Meanwhile further ones are done whole.
         self.awaiting_writes = 0
+        # Whether what its last change of state forbids is over in an engine; absent without one.
+        self.settled: Callable[[], bool] | None = None
         self.places: list[tuple[Target, int]] = []
         # Where nobody can tell how much room it takes, nothing can be said of it.
         self.thresholds = None if backend.usage() is None else Thresholds()
@@ -205,14 +214,36 @@ class LogicalUnit:
             target.engine is not None and target.engine.serves(lun) for target, lun in self.places
         )
 
-    def fence(self) -> Callable[[], bool]:
-        """Have an engine end what it does here by itself; whether it has. Meanwhile, and for as
-        long as the unit is not in its normal state, all commands come to this process.
+    def fence(self, blocks: tuple[int, int] | None = None) -> Callable[[], bool]:
+        """Have an engine end what it does here by itself, or its WRITEs of some blocks (first,
+        count); whether it has. Meanwhile, and for as long as the unit is not in its normal state,
+        all commands come to this process.
         """
         waits = [
-            target.engine.fence(lun) for target, lun in self.places if target.engine is not None
+            target.engine.fence(lun, blocks)
+            for target, lun in self.places
+            if target.engine is not None
         ]
-        return lambda: all(is_over() for is_over in waits)
+        waits += [
+            nexus.settled
+            for target, _ in self.places
+            for nexus in target.nexuses
+            if nexus.settled is not None
+        ]
+
+        def is_over() -> bool:
+            waits[:] = [each for each in waits if not each()]
+            return not waits
+
+        return is_over
+
+    def settle(self) -> None:
+        """Have `settled` say when what a change of state forbids is over."""
+        has_engine = any(
+            target.engine is not None or any(nexus.settled is not None for nexus in target.nexuses)
+            for target, _ in self.places
+        )
+        self.settled = self.fence() if has_engine else None
 
     def refresh_gate(self) -> None:
         """Tell compiled code what may have changed: state, size and write protection."""
@@ -318,6 +349,10 @@ class LogicalUnit:
         """End the WRITEs whose data has not reached the medium; what comes late is lost."""
         for lun, tasks in self._sessions():
             tasks.refuse_writes(lun, key, code)
+        for target, _ in self.places:
+            for nexus in target.nexuses:
+                if nexus.wake is not None:
+                    nexus.wake()
 
     def load(self, by: "Nexus | None" = None) -> None:
         """Put the medium in, and tell all but who asked that it may be another (SBC-3 §5.25)."""
@@ -330,6 +365,7 @@ class LogicalUnit:
         """Take the medium out; commands that need it are refused until `load`."""
         self.medium_present = False
         self.refresh_gate()
+        self.settle()
 
     def reset(self) -> None:
         """A logical unit reset (SAM-5 §6.3.3): what commands set up returns to its default. What

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from iscsi.target import remote
 from iscsi.target.daemon import Daemon
+from iscsi.target.placement import PLACEMENTS
 from iscsi.target.settings import Settings, load_file, parse_listen, read, read_lun
 from iscsi.target.toml_reader import Faults
 from iscsi.tools.target import DEFAULT_IQN, DEFAULT_PORTAL
@@ -37,6 +38,7 @@ _OF_THE_FILE: Final = {
     "read_only": "--read-only",
     "removable": "--removable",
     "max_connections": "--max-connections",
+    "placement": "--placement",
     "reservations": "--reservations",
     "warn_used": "--warn-used",
     "warn_free": "--warn-free",
@@ -84,6 +86,13 @@ def _settings_of_flags(args: argparse.Namespace) -> Settings:
     server: dict[str, Any] = {"engine": args.engine} if args.engine else {}
     if args.max_connections is not None:
         server["max_connections"] = args.max_connections
+    if args.placement is not None:
+        if args.placement not in PLACEMENTS:
+            raise UsageError(
+                f"--placement {args.placement!r} is no placement",
+                f"{', '.join(PLACEMENTS)} are possible",
+            )
+        server["placement"] = args.placement
     for word in (*args.portal, *args.advertise):
         if parse_listen(word) is None:
             what = "portal" if word in args.portal else "advertised address"

@@ -43,6 +43,23 @@ def attach_ahs(conn: int, itt: int, ahs: int, length: int) -> int:
     return initiator_post.attach_ahs(conn, itt, ahs, length)
 
 
+@entry("int64(intp, int64, intp, int64, int64, intp, int64, int64)")
+def submit_runs(
+    conn: int,
+    lun: int,
+    cdb: int,
+    flags: int,
+    expected_length: int,
+    runs: int,
+    count: int,
+    user_data: int,
+) -> int:
+    """Door to `initiator_post.submit_runs`; list and memory are the caller's to keep."""
+    return initiator_post.submit_runs(
+        conn, lun, cdb, flags, expected_length, runs, count, user_data
+    )
+
+
 @entry("int64(intp, intp, intp, int64, int64)")
 def send_control(conn: int, header: int, data: int, length: int, user_data: int) -> int:
     """Door to `initiator_post.send_control`."""

@@ -18,12 +18,23 @@ from iscsi.wire.initiator_task import (
     STATE_ACTIVE,
     STATE_CANCELLED,
     STATE_ENDED,
+    VECTOR_SIZE,
     complete_if_over,
     initiator_at,
     task_at,
     task_of,
 )
-from iscsi.wire.mover import AHS_SHIFT, CANCEL, COMMAND, CONTROL, WINDOW, event_at, post_at
+from iscsi.wire.mover import (
+    AHS_SHIFT,
+    CANCEL,
+    COMMAND,
+    CONTROL,
+    VECTOR_SHIFT,
+    WINDOW,
+    event_at,
+    post_at,
+    vector_at,
+)
 from iscsi.wire.port import (
     CONTROL_DATA_LENGTH,
     EVENTS,
@@ -42,6 +53,7 @@ from iscsi.wire.port import (
     token_kind,
     token_of,
 )
+from iscsi.wire.runs import RUN_SIZE, run_at
 from shm.jit import nopython
 from shm.memory import (
     load_8,
@@ -134,6 +146,26 @@ def _fill_command(address: int, home: int, post: int) -> None:
     mine["more2"] = task["sense_address"] - home
     mine["more3"] = task["ahs"] - home if task["ahs_length"] > 0 else 0
     mine["more4"] = 0
+    mine["more5"] = 0
+    if task["run_count"]:
+        _fill_vectors(address, home, post)
+
+
+@nopython
+def _fill_vectors(address: int, home: int, post: int) -> None:
+    """Name a command's memory by a gather list, in the task's place for one."""
+    mine, task = post_at(post)[0], task_at(address)[0]
+    for index in range(task["run_count"]):
+        run = run_at(task["runs"] + RUN_SIZE * index)[0]
+        vector = vector_at(task["vectors"] + VECTOR_SIZE * index)[0]
+        vector["region"] = 0
+        vector["offset"] = run["address"]
+        vector["length"] = run["length"]
+    mine["address"] = 0
+    mine["length"] = 0
+    mine["arg2"] |= task["run_count"] << VECTOR_SHIFT
+    mine["more4"] = task["vectors"] - home
+    mine["more5"] = task["expected_length"]
 
 
 @nopython
@@ -255,6 +287,9 @@ def _control_over(conn: int, event: int, slot: int) -> int:
     is_ping = load_8(slot) & bhs.OPCODE_MASK == NOP_OUT
     is_immediate = load_8(slot) & bhs.IMMEDIATE != 0
     task = task_of(conn, load_32_be(slot + bhs.OFFSET_ITT))
+    if status == -EAGAIN:  # the lower half has no slot now: its transport takes nothing
+        push(conn + READY, token_of(TOKEN_CONTROL, slot))
+        return 0
     control_give(conn, slot)
     # One that was refused leaves a gap in CmdSN, if it was to take one.
     if status < 0 and not (is_refusal(status) and is_immediate):

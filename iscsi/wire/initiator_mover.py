@@ -8,7 +8,13 @@ from typing import Final
 
 from iscsi.wire import bhs
 from iscsi.wire import sequencing as sn
-from iscsi.wire.initiator_post import COMMAND_FLAGS, DIRECTIONS, NOP_OUT, cancel
+from iscsi.wire.initiator_post import (
+    COMMAND_FLAGS,
+    DIRECTIONS,
+    MAX_TRANSFER_LENGTH,
+    NOP_OUT,
+    cancel,
+)
 from iscsi.wire.initiator_task import (
     COMPLETED,
     KIND_CONTROL,
@@ -51,6 +57,7 @@ from iscsi.wire.port import (
     push,
     token_of,
 )
+from iscsi.wire.runs import RUN_SIZE, overlap, reach_into, total
 from shm.jit import nopython
 from shm.memory import copy_bytes, load_8, load_32_be, load_64
 
@@ -106,9 +113,11 @@ def _command(conn: int, post: int, home: int, home_size: int, handle: int) -> in
     flags = mine["arg2"] & 0xFF
     direction = flags & DIRECTIONS
     ahs_length = (mine["arg2"] >> AHS_SHIFT) & AHS_MASK
-    if flags & ~COMMAND_FLAGS or direction == DIRECTIONS or mine["arg2"] >> VECTOR_SHIFT:
+    run_count = mine["arg2"] >> VECTOR_SHIFT
+    length = mine["more5"] if run_count else mine["length"]
+    if flags & ~COMMAND_FLAGS or direction == DIRECTIONS or (length and not direction):
         return -EINVAL
-    if mine["length"] and not direction:
+    if run_count and not _can_be_runs(conn, post, run_count):
         return -EINVAL
     if not is_inside(mine["more2"], SENSE_ROOM, home_size):
         return -EINVAL
@@ -127,17 +136,49 @@ def _command(conn: int, post: int, home: int, home_size: int, handle: int) -> in
     task["lun"] = mine["arg0"]
     task["cdb0"] = mine["more0"]
     task["cdb1"] = mine["more1"]
-    task["expected_length"] = mine["length"]
+    task["expected_length"] = length
     task["data_address"] = mine["address"]
     task["cmd_sn"] = (mine["arg1"] >> 32) & WORD_MASK
     task["sense_home"] = home + mine["more2"]
     task["ahs_length"] = ahs_length
     task["ahs"] = home + mine["more3"]
+    if run_count:
+        copy_bytes(task["vectors"], mine["more4"], run_count * RUN_SIZE)
+        task["runs"] = task["vectors"]
+        task["run_count"] = run_count
     task["stage"] = STAGE_COMMAND
     initiator_at(conn)[0]["cmd_sn"] = (task["cmd_sn"] + 1) & WORD_MASK
     initiator_at(conn)[0]["last"] = address
     make_ready(conn, address)
     return PENDING
+
+
+@nopython
+def _can_be_runs(conn: int, post: int, count: int) -> bool:
+    """Whether the RUN[count] at more4, whose memory was checked, may be a command's data."""
+    mine = post_at(post)[0]
+    if count > initiator_at(conn)[0]["vectors_max"] or mine["length"]:
+        return False
+    if not 0 < mine["more5"] <= MAX_TRANSFER_LENGTH:
+        return False
+    if total(mine["more4"], count) != mine["more5"]:
+        return False
+    return not (mine["arg2"] & bhs.FLAG_READ and overlap(mine["more4"], count))
+
+
+@nopython
+def places_into(conn: int, start: int, end: int) -> bool:
+    """Whether a command's gather list names memory between two addresses; data in one piece is
+    known to whoever keeps the posts.
+    """
+    mine = initiator_at(conn)[0]
+    for index in range(mine["task_count"]):
+        task = task_at(mine["tasks"] + TASK_SIZE * index)[0]
+        if task["run_count"] == 0 or task["state"] in (STATE_FREE, STATE_DONE):
+            continue
+        if reach_into(task["runs"], task["run_count"], start, end):
+            return True
+    return False
 
 
 @nopython

@@ -25,6 +25,7 @@ from iscsi.wire.initiator_task import (
     task_at,
     task_of,
 )
+from iscsi.wire.mover import VECTORS_MAX
 from iscsi.wire.port import (
     EVENTS,
     READY,
@@ -38,6 +39,7 @@ from iscsi.wire.port import (
     push,
     token_of,
 )
+from iscsi.wire.runs import overlap, run_at, total
 from iscsi.wire.scsi import Operation
 from shm.jit import nopython
 from shm.memory import (
@@ -138,6 +140,36 @@ def attach_ahs(conn: int, itt: int, ahs: int, length: int) -> int:
 
 
 @nopython
+def submit_runs(
+    conn: int,
+    lun: int,
+    cdb: int,
+    flags: int,
+    expected_length: int,
+    runs: int,
+    count: int,
+    user_data: int,
+) -> int:
+    """`submit` for data in `count` pieces, in the order of its bytes: RUN[count] at `runs`.
+
+    List and memory belong to the command until it completes. Also -EINVAL: more pieces than can be,
+    one without a byte, others than `expected_length` bytes in all, pieces of a READ that overlap.
+    """
+    mine = initiator_at(conn)[0]
+    most = mine["vectors_max"] if mine["is_mirror"] else VECTORS_MAX
+    if not 1 <= count <= most or total(runs, count) != expected_length:
+        return -EINVAL
+    if flags & bhs.FLAG_READ and overlap(runs, count):
+        return -EINVAL
+    tag = submit(conn, lun, cdb, flags, expected_length, run_at(runs)[0]["address"], user_data)
+    if tag >= 0:
+        task = task_at(task_of(conn, tag))[0]
+        task["runs"] = runs
+        task["run_count"] = count
+    return tag
+
+
+@nopython
 def block_cdb(cdb: int, is_write: bool, lba: int, blocks: int) -> None:
     """Build READ or WRITE at 16 bytes of memory: the 10-byte form where it fits, else 16."""
     zero_bytes(cdb, 16)
@@ -166,7 +198,9 @@ def predict(conn: int) -> int:
     length = int(task["expected_length"])
     if task["state"] != STATE_ACTIVE or task["kind"] != KIND_SCSI or task["received"]:
         return 0
-    if task["flags"] & bhs.FLAG_READ == 0 or length > port["max_recv_data_segment_length"]:
+    if task["run_count"] or task["flags"] & bhs.FLAG_READ == 0:
+        return 0
+    if length > port["max_recv_data_segment_length"]:
         return 0
     return length
 

@@ -20,6 +20,7 @@ from iscsi.wire.initiator_task import (
     complete_if_over,
     initiator_at,
     make_ready,
+    piece_at,
     r2t_at,
     task_at,
     task_of,
@@ -119,6 +120,9 @@ def _go_on(conn: int) -> int:
         found = _on_pdu(conn)
         if found == 0:
             rx.next_pdu(conn)
+    elif found == rx.NEXT_PLACE:
+        _place_more(conn)
+        return 0
     return found
 
 
@@ -209,8 +213,29 @@ def _data_in_header(conn: int, header: int) -> int:
     # DataPDUInOrder and DataSequenceInOrder are always Yes, because we never offer anything else.
     if start != task["received"]:
         return DATA_IN_ORDER
-    rx.place(conn, task["data_address"] + start, port["rx_data_length"])
+    if task["run_count"]:
+        _place_pieces(conn, address, start)
+    else:
+        rx.place(conn, task["data_address"] + start, port["rx_data_length"])
     return 0
+
+
+@nopython
+def _place_pieces(conn: int, address: int, start: int) -> None:
+    """Data for memory in several pieces goes to the first of them, then to the next ones."""
+    port = port_at(conn)[0]
+    where, length = piece_at(address, start)
+    rx.place(conn, where, length)
+    port["rx_more"] = port["rx_data_length"] - port["rx_place"]
+
+
+@nopython
+def _place_more(conn: int) -> None:
+    port = port_at(conn)[0]
+    done = port["rx_data_length"] - port["rx_more"]
+    start = task_at(port["rx_object"])[0]["received"] + done
+    where, length = piece_at(port["rx_object"], start)
+    rx.place_next(conn, where, min(length, port["rx_more"]))
 
 
 @nopython

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from iscsi.wire.keys import ConnectionParams, SessionParams
+from iscsi.wire.mover import VECTOR, VECTORS_MAX
 from iscsi.wire.port import (
     PORT,
     QUEUE,
@@ -25,6 +26,7 @@ from iscsi.wire.port import (
     round_up,
     token_of,
 )
+from iscsi.wire.runs import find
 from shm.jit import nopython
 from shm.layout import Field, offset, record
 from shm.pool import POOL, give, take
@@ -49,9 +51,12 @@ INITIATOR: Final = record(
     Field("last", "<i8"),  # address of the task submitted last
     Field("pings", "<i8"),  # NOP-Ins of the target that were answered
     Field("is_mirror", "<i8"),  # 1: PDUs are somebody else's business (iscsi.wire.initiator_mirror)
+    # Of a datamover: address of VECTOR[vectors_max], for one gather list that is being checked.
+    Field("vectors", "<i8"),
+    Field("vectors_max", "<i8"),  # entries of a gather list at most, also of each task; 0: none
     Field("completed", QUEUE),  # task addresses
     Field("task_pool", POOL),
-    size=PORT.itemsize + 17 * 8 + QUEUE.itemsize + POOL.itemsize,
+    size=PORT.itemsize + 19 * 8 + QUEUE.itemsize + POOL.itemsize,
 )
 TASK: Final = record(
     Field("state", "<i8"),
@@ -92,6 +97,10 @@ TASK: Final = record(
     Field("ahs", "<i8"),  # address of the additional header segments, which the caller keeps
     Field("ahs_length", "<i8"),
     Field("sense_home", "<i8"),  # for a datamover: where the session wants its sense data
+    # Data in several pieces (`iscsi.wire.runs`); with a count of 0 it lies at `data_address`.
+    Field("runs", "<i8"),
+    Field("run_count", "<i8"),
+    Field("vectors", "<i8"),  # for a datamover: address of VECTOR[vectors_max] of the task's own
     size=320,
 )
 # One R2T that was not answered entirely.
@@ -112,6 +121,7 @@ COMPLETED: Final = offset(INITIATOR, "completed")
 TASK_POOL: Final = offset(INITIATOR, "task_pool")
 SENSE_ROOM: Final = 256  # SenseLength and up to 252 bytes of sense data (SPC-4 §4.5.1)
 TASKS_MAX: Final = 1 << 12
+VECTOR_SIZE: Final = VECTOR.itemsize
 R2T_MAX: Final = 64
 
 STATE_FREE: Final = 0
@@ -161,6 +171,7 @@ def _clear_progress(address: int) -> None:
     task = task_at(address)[0]
     task["flags"] = 0
     task["ahs_length"] = 0
+    task["run_count"] = 0
     task["expected_length"] = 0
     task["tx_pending"] = 0
     task["sent"] = 0
@@ -178,6 +189,15 @@ def _clear_progress(address: int) -> None:
     task["residual_flags"] = 0
     task["residual_count"] = 0
     task["sense_length"] = 0
+
+
+@nopython
+def piece_at(address: int, start: int) -> tuple[int, int]:
+    """Where byte `start` of a command's data lies, and how many bytes lie there in one piece."""
+    task = task_at(address)[0]
+    if task["run_count"] == 0:
+        return int(task["data_address"] + start), int(task["expected_length"] - start)
+    return find(task["runs"], task["run_count"], start)
 
 
 @nopython
@@ -259,14 +279,19 @@ def fail_all(conn: int, result: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class InitiatorLimits:
-    """What bounds an initiator connection: tasks of every kind, and its port."""
+    """What bounds an initiator connection: tasks of every kind, its port, and for a datamover the
+    entries of a gather list (0: data in several pieces cannot be named over it).
+    """
 
     task_count: int = 128
     port: PortLimits = field(default_factory=PortLimits)
+    vectors: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.task_count <= TASKS_MAX:
             raise ValueError(f"task_count {self.task_count} is outside 1..{TASKS_MAX}")
+        if not 0 <= self.vectors <= VECTORS_MAX:
+            raise ValueError(f"vectors {self.vectors} is outside 0..{VECTORS_MAX}")
 
 
 def _parts(limits: InitiatorLimits, max_outstanding_r2t: int) -> dict[str, int]:
@@ -277,6 +302,7 @@ def _parts(limits: InitiatorLimits, max_outstanding_r2t: int) -> dict[str, int]:
         "tasks": count * TASK_SIZE,
         "r2ts": count * min(max_outstanding_r2t, R2T_MAX) * R2T_SIZE,
         "senses": count * SENSE_ROOM,
+        "vectors": (count + 1) * limits.vectors * VECTOR_SIZE,
         "completed": 8 * round_up(count),
         "task_free": 4 * count,
         "task_taken": count,
@@ -314,15 +340,17 @@ def build_initiator(
     for name in ("first_burst_length", "max_burst_length", "immediate_data", "initial_r2t"):
         mine[name] = getattr(session, name)
     mine["max_outstanding_r2t"], mine["task_count"] = r2t_max, count
-    for name in ("tasks", "r2ts", "senses"):
+    for name in ("tasks", "r2ts", "senses", "vectors"):
         mine[name] = at[name]
+    mine["vectors_max"] = limits.vectors
     build_queue(conn + COMPLETED, at["completed"], count)
     build_pool(conn + TASK_POOL, at["task_free"], at["task_taken"], count)
-    _build_tasks(at, count, r2t_max)
+    _build_tasks(at, count, r2t_max, limits.vectors)
 
 
-def _build_tasks(at: Mapping[str, int], count: int, r2t_max: int) -> None:
+def _build_tasks(at: Mapping[str, int], count: int, r2t_max: int, vectors: int) -> None:
     for index in range(count):
         task = task_at(at["tasks"] + TASK_SIZE * index)[0]
         task["r2ts"] = at["r2ts"] + index * r2t_max * R2T_SIZE
         task["sense_address"] = at["senses"] + index * SENSE_ROOM
+        task["vectors"] = at["vectors"] + (1 + index) * vectors * VECTOR_SIZE

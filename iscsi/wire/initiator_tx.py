@@ -13,6 +13,7 @@ from iscsi.wire.initiator_task import (
     STAGE_UNSOLICITED,
     complete_if_over,
     initiator_at,
+    piece_at,
     r2t_at,
     task_at,
 )
@@ -103,14 +104,28 @@ def _make_control(conn: int, slot: int) -> None:
 
 @nopython
 def _commit(conn: int, address: int, header: int, start: int, length: int) -> None:
-    """Send `length` bytes of the task's buffer from `start` under this header."""
+    """Send `length` bytes of the task's data from `start` under this header; they are in one
+    piece.
+    """
     task = task_at(address)[0]
     store_32_be(header + bhs.OFFSET_EXP_STAT_SN, initiator_at(conn)[0]["exp_stat_sn"])
     token = TOKEN_NONE
+    where = int(task["data_address"] + start)
+    if task["run_count"]:
+        where = piece_at(address, start)[0]
     if length:
         task["tx_pending"] += 1
         token = token_of(TOKEN_TASK, address)
-    tx.commit(conn, header, task["data_address"] + start, length, token)
+    tx.commit(conn, header, where, length, token)
+
+
+@nopython
+def _longest(conn: int, address: int, start: int, length: int) -> int:
+    """How much of `length` bytes from `start` on one PDU takes: it ends where a piece ends."""
+    length = min(length, port_at(conn)[0]["peer_max_recv_data_segment_length"])
+    if task_at(address)[0]["run_count"]:
+        length = min(length, piece_at(address, start)[1])
+    return int(length)
 
 
 @nopython
@@ -124,7 +139,7 @@ def _make_command(conn: int, address: int) -> None:
         unsolicited = min(mine["first_burst_length"], task["expected_length"])
     immediate = 0
     if mine["immediate_data"] and task["ahs_length"] == 0:
-        immediate = min(unsolicited, port_at(conn)[0]["peer_max_recv_data_segment_length"])
+        immediate = _longest(conn, address, 0, unsolicited)
     if mine["initial_r2t"] or immediate == unsolicited or task["ahs_length"] > 0:
         flags |= bhs.FLAG_FINAL
     task["stage"] = STAGE_NONE if flags & bhs.FLAG_FINAL else STAGE_UNSOLICITED
@@ -168,9 +183,9 @@ def _make_unsolicited(conn: int, address: int) -> None:
     """The next Data-Out up to FirstBurstLength, immediate data counted (RFC 7143 §13.14)."""
     mine, task = initiator_at(conn)[0], task_at(address)[0]
     left = min(mine["first_burst_length"], task["expected_length"]) - task["sent"]
-    length = min(left, port_at(conn)[0]["peer_max_recv_data_segment_length"])
-    is_final = length == left
     start = task["sent"]
+    length = _longest(conn, address, start, left)
+    is_final = length == left
     task["sent"] += length
     if is_final:
         task["stage"] = STAGE_NONE
@@ -183,8 +198,8 @@ def _make_solicited(conn: int, address: int) -> None:
     task = task_at(address)[0]
     r2t = r2t_at(task["r2ts"] + R2T_SIZE * task["r2t_head"])[0]
     left = r2t["length"] - task["r2t_sent"]
-    length = min(left, port_at(conn)[0]["peer_max_recv_data_segment_length"])
     start = r2t["offset"] + task["r2t_sent"]
+    length = _longest(conn, address, start, left)
     task["r2t_sent"] += length
     if length == left:
         task["r2t_head"] += 1

@@ -74,7 +74,11 @@ vector_at = opener(VECTOR)
 # COMMAND. address, length: the data buffer, all `expected_length` bytes of it. arg0: the
 # eight-byte LUN field; arg1: ITT | CmdSN << 32; arg2: byte 1 of the PDU (R, W, attribute)
 # | bytes of AHS << 8 | entries of the gather list << 20; more0, more1: the CDB; more2: offset in
-# `home` of SENSE_ROOM bytes; more3: of the AHS; more4: of VECTOR[entries].
+# `home` of SENSE_ROOM bytes; more3: of the AHS. With a gather list more4 is the offset in `home` of
+# VECTOR[entries], more5 the bytes of all of them, address and length are 0. The mirror fills in
+# addresses as offsets of region 0; who posts it names regions; who takes it copies the list once
+# and hands the addresses down as RUN[entries] at more4. An entry without a byte, another sum than
+# more5, or entries of a READ that overlap: -EINVAL.
 # Its event: length: bytes received; arg0: response | status << 8 | residual flags << 16 | bytes
 # of SenseLength and sense data << 24; arg1: residual count; arg2: ExpCmdSN | MaxCmdSN << 32.
 AHS_SHIFT: Final = 8
@@ -83,7 +87,9 @@ AHS_MASK: Final = 0xFFF
 VECTORS_MAX: Final = 64
 
 # CONTROL. more0: offset in `home` of the header, the data `CONTROL_DATA` behind it; arg2: bytes of
-# data. An initiator's header holds its ITT and CmdSN. Its event says that it was copied; a
+# data; arg1: at a target, the longest data segment that its initiator takes from now on (a Text
+# Request may change it, RFC 7143 §13.12), or 0: as before.
+# An initiator's header holds its ITT and CmdSN. Its event says that it was copied; a
 # NOP-Out's that it was answered (arg2: as of a COMMAND).
 
 # RECEIVE. address, length: a buffer. Its event: length: bytes in it, a header, AHS, data; arg0:
@@ -112,7 +118,15 @@ MAY_CHANGE: Final = 1 << 9
 # ONE_TASK: arg1 is the ITT of the only one, and arg0 -1 or RefCmdSN | CmdSN of the request << 32:
 # if it has not come yet, it counts as received (RFC 7143 §11.5.5) and as the one. arg2: a number
 # that RECEIVEs repeat. Its event, when nothing touches their buffers: arg0: how many there were.
+# With QUERY nothing is ended, arg1 is an ITT or -1, and its event, which comes at once, has in arg0
+# how many open tasks of that LUN and tag there are (RFC 7144 §4.3), or with OLDEST as well the id
+# of the one that has waited longest for written data among those served without the host, or -1.
 ONE_TASK: Final = 1 << 8
+QUERY: Final = 1 << 9
+# With REFUSE WRITEs of the LUN that wait for data end with the sense arg1 (key << 16 | code), and
+# nothing more of theirs reaches the unit.
+OLDEST: Final = 1 << 10
+REFUSE: Final = 1 << 11
 
 # DONE. arg0: the control slot of a RECEIVE's event.
 

@@ -7,12 +7,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
+import numpy as np
+
 from iscsi.wire.initiator_task import InitiatorLimits, build_initiator, initiator_size
 from iscsi.wire.keys import ConnectionParams, SessionParams
-from iscsi.wire.mover import LAYOUT
+from iscsi.wire.lun import GATE_CLOSED
+from iscsi.wire.mover import LAYOUT, VECTORS_MAX
 from iscsi.wire.port import PortLimits
 from iscsi.wire.target_block import TargetLimits, build_target, target_size
 from iscsi.wire.target_mover import build_lower_half, lower_size
+from iscsi.wire.target_task import target_at
+from shm.view import window
 
 INITIATOR: Final = "initiator"
 TARGET: Final = "target"
@@ -95,7 +100,7 @@ class MoverSpec:
 
     @property
     def _initiator(self) -> InitiatorLimits:
-        return InitiatorLimits(self.counts[0], self.port)
+        return InitiatorLimits(self.counts[0], self.port, VECTORS_MAX)
 
     @property
     def _target(self) -> TargetLimits:
@@ -152,6 +157,9 @@ class MoverSpec:
         )
         lower = address + _whole(target_size(self._target, self.units))
         build_lower_half(address, lower, self._target)
+        if self.units:  # The host says what may be served, before anything is.
+            gates = int(target_at(address)[0]["nexus"])
+            window(gates, self.units, np.int64)[:] = GATE_CLOSED
 
 
 def _whole(size: int) -> int:

@@ -42,6 +42,7 @@ PORT: Final = record(
     Field("rx_address", "<i8"),  # where the role wants the first `rx_place` bytes of data
     Field("rx_place", "<i8"),
     Field("rx_left", "<i8"),  # data not asked for yet: what goes to the sink
+    Field("rx_more", "<i8"),  # of that, what the role has a place for when the one before is full
     Field("rx_action", "<i8"),  # the role's: what to do when the PDU is complete
     Field("rx_object", "<i8"),  # the role's: the task or control slot it is about
     Field("rx_crc", "<i8"),  # of this PDU's data so far, if it has a digest

@@ -27,6 +27,7 @@ PHASE_TRAILER: Final = 4  # padding and data digest
 MORE: Final = 0
 HEADER_COMPLETE: Final = 1
 PDU_COMPLETE: Final = 2
+NEXT_PLACE: Final = 3  # the role says with `place_next` where more of the data goes
 
 HEADER_DIGEST: Final = int(Violation.HEADER_DIGEST)
 DATA_DIGEST: Final = int(Violation.DATA_DIGEST)
@@ -76,7 +77,9 @@ def is_between_pdus(conn: int) -> bool:
 
 @nopython
 def step(conn: int) -> int:
-    """Go on after all wanted bytes came: MORE, HEADER_COMPLETE, PDU_COMPLETE or a violation."""
+    """Go on after all wanted bytes came: MORE, HEADER_COMPLETE, PDU_COMPLETE or a violation; and
+    NEXT_PLACE for a role that has spoken of more places (`rx_more`).
+    """
     port = port_at(conn)[0]
     phase = port["rx_phase"]
     if phase == PHASE_BHS:
@@ -89,6 +92,8 @@ def step(conn: int) -> int:
         return _header_complete(conn)
     if phase == PHASE_TRAILER:
         return _check_data_digest(conn)
+    if port["rx_more"] > 0:
+        return NEXT_PLACE
     return _next_piece(conn)
 
 
@@ -124,6 +129,15 @@ def place(conn: int, address: int, length: int) -> None:
 
 
 @nopython
+def place_next(conn: int, address: int, length: int) -> None:
+    """Have the next `length` bytes of the data, at most `rx_more`, put at `address`."""
+    port = port_at(conn)[0]
+    port["rx_more"] -= length
+    port["rx_left"] -= length
+    want(conn, PHASE_DATA, address, length)
+
+
+@nopython
 def forget_place(conn: int) -> None:
     """Have the sink get what is still to come of this PDU's data; what came stays where it is.
 
@@ -133,6 +147,7 @@ def forget_place(conn: int) -> None:
     if port["rx_phase"] != PHASE_DATA:
         return
     port["rx_left"] += port["want_length"]
+    port["rx_more"] = 0
     _next_piece(conn)
 
 

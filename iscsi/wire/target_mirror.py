@@ -9,7 +9,7 @@ from typing import Final
 from iscsi.wire import bhs
 from iscsi.wire import sequencing as sn
 from iscsi.wire.lun import lun_number
-from iscsi.wire.mover import IS_COMMAND, ONE_TASK, event_at
+from iscsi.wire.mover import IS_COMMAND, ONE_TASK, QUERY, REFUSE, event_at
 from iscsi.wire.port import (
     CONTROL_CREDIT,
     CONTROL_DATA,
@@ -197,6 +197,8 @@ def _is_aborted(conn: int, header: int, aborts: int) -> bool:
 def _names(entry: int, header: int) -> bool:
     """Whether an ABORT is about this command, as `target_task.abort_before` chooses."""
     mine = abort_at(entry)[0]
+    if mine["flags"] & (QUERY | REFUSE):
+        return False
     if mine["flags"] & ONE_TASK:
         return bool(load_32_be(header + bhs.OFFSET_ITT) == mine["itt"])
     is_immediate = 1 if load_8(header) & bhs.IMMEDIATE else 0
@@ -292,6 +294,31 @@ def abort_answer(conn: int, number: int) -> int:
         return -EAGAIN
     entry["stage"] = ABORT_FREE
     return 1 if entry["count"] > 0 else 0
+
+
+@nopython
+def ask_tasks(conn: int, lun: int, itt: int, flags: int) -> int:
+    """Ask for the engine's open tasks of a LUN and a tag, -1 for any; `flags`: 0 or OLDEST. A
+    number for `tasks_answer`, or 0: no room.
+    """
+    mirror = target_at(conn)[0]["mirror"]
+    number = add_abort(mirror, lun, -1, QUERY | flags, itt)
+    if number:
+        abort_at(abort_of(mirror, number))[0]["is_asked"] = 1
+    return number
+
+
+@nopython
+def tasks_answer(conn: int, number: int) -> int:
+    """What `ask_tasks` was told, once: a count, or a task's id or -1; -EAGAIN: wait."""
+    place = abort_of(target_at(conn)[0]["mirror"], number)
+    if place == 0:
+        return 0
+    entry = abort_at(place)[0]
+    if entry["stage"] != ABORT_OVER:
+        return -EAGAIN
+    entry["stage"] = ABORT_FREE
+    return int(entry["count"])
 
 
 @nopython

@@ -13,6 +13,7 @@ from iscsi.wire.port import (
     first,
     is_empty,
     pop,
+    port_at,
     token_address,
     token_kind,
 )
@@ -149,7 +150,8 @@ def _peek_ready(conn: int, post: int) -> bool:
         address = token_address(token)
         mirror["peeked"] = FROM_READY
         if token_kind(token) == TOKEN_CONTROL:
-            _fill(post, CONTROL, 0, address | KIND_CONTROL, 0, 0)
+            longest = port_at(conn)[0]["peer_max_recv_data_segment_length"]
+            _fill(post, CONTROL, 0, address | KIND_CONTROL, 0, longest)
             post_at(post)[0]["arg2"] = load_64(address + CONTROL_DATA_LENGTH)
             post_at(post)[0]["more0"] = address - mirror["home"]
             return True

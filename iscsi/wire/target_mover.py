@@ -17,7 +17,10 @@ from iscsi.wire.mover import (
     GATE,
     GET,
     MAY_CHANGE,
+    OLDEST,
     ONE_TASK,
+    QUERY,
+    REFUSE,
     event_at,
     post_at,
 )
@@ -41,6 +44,7 @@ from iscsi.wire.target_posts import (
     POST_ANSWER,
     POST_GET,
     POST_NONE,
+    POST_UNIT,
     SENDING,
     WAITING,
     WORD_MASK,
@@ -65,6 +69,7 @@ from iscsi.wire.target_task import (
     target_at,
     task_at,
 )
+from iscsi.wire.target_writes import refuse_writes
 from shm.atomics import store_release
 from shm.jit import nopython
 from shm.memory import copy_bytes, load_64
@@ -264,6 +269,12 @@ def _abort(conn: int, post: int, handle: int) -> int:
     """
     mine, lower = post_at(post)[0], target_at(conn)[0]["lower"]
     lower_at(lower)[0]["aborts"] = mine["arg2"] & WORD_MASK
+    if mine["flags"] & QUERY:
+        mine["arg0"] = _open_tasks(conn, mine["arg0"], mine["arg1"], mine["flags"] & OLDEST != 0)
+        return 0
+    if mine["flags"] & REFUSE:
+        mine["arg0"] = _refuse(conn, mine["arg0"], mine["arg1"] & SENSE_MASK)
+        return 0
     if mine["flags"] & ONE_TASK:
         count = 1 if _abort_one(conn, mine["arg1"] & WORD_MASK, mine["arg0"]) else 0
     else:
@@ -276,6 +287,37 @@ def _abort(conn: int, post: int, handle: int) -> int:
     push(lower + SENDING, count)
     push(lower + SENDING, port_at(conn)[0]["tx_made"])
     return PENDING
+
+
+@nopython
+def _refuse(conn: int, lun: int, sense: int) -> int:
+    """End WRITEs that wait for data; they use their unit no more, whenever the rest comes."""
+    mine = target_at(conn)[0]
+    count = refuse_writes(conn, lun, sense)
+    for index in range(mine["task_count"]):
+        task = task_at(int(mine["tasks"] + TASK_SIZE * index))[0]
+        if task["post"] == POST_UNIT and task["spoiled"] and task["lun_number"] == lun:
+            units.lun_at(task["unit"])[0]["under_way"] -= 1
+            task["post"] = POST_NONE
+    return count
+
+
+@nopython
+def _open_tasks(conn: int, lun: int, itt: int, waiting: bool) -> int:
+    """How many there are with this LUN and tag, or which of them has waited longest for data."""
+    mine = target_at(conn)[0]
+    count, found, since = 0, -1, 0
+    for index in range(mine["task_count"]):
+        task = task_at(int(mine["tasks"] + TASK_SIZE * index))[0]
+        if task["state"] in (STATE_FREE, STATE_SENT):
+            continue
+        if lun not in (-1, task["lun_number"]) or itt not in (-1, task["itt"]):
+            continue
+        count += 1
+        waits = task["state"] == STATE_DATA_OUT and task["post"] == POST_UNIT
+        if waits and (found == -1 or task["arrival"] < since):
+            found, since = task["id"], task["arrival"]
+    return int(found if waiting else count)
 
 
 @nopython

@@ -32,6 +32,9 @@ EINVAL: Final = errno.EINVAL
 EMSGSIZE: Final = errno.EMSGSIZE
 ENOENT: Final = errno.ENOENT
 
+# What MaxRecvDataSegmentLength can be (RFC 7143 §13.12).
+SEGMENT_MIN: Final = 512
+SEGMENT_MAX: Final = (1 << 24) - 1
 # A control slot's CONTROL_CREDIT while the host looks at it, besides the credit itself.
 SHOWN: Final = 2
 
@@ -53,7 +56,11 @@ def is_inside(offset: int, length: int, size: int) -> bool:
 def control(conn: int, post: int, home: int, home_size: int, handle: int) -> int:
     """Send_Control of a PDU that is no SCSI Response; it waits while no slot is free."""
     mine, port = post_at(post)[0], port_at(conn)[0]
-    length = mine["arg2"] & WORD_MASK
+    length, longest = mine["arg2"] & WORD_MASK, mine["arg1"]
+    if longest and not SEGMENT_MIN <= longest <= SEGMENT_MAX:
+        return -EINVAL
+    if longest:
+        port["peer_max_recv_data_segment_length"] = longest
     if length > min(port["control_data_length"], port["peer_max_recv_data_segment_length"]):
         return -EMSGSIZE
     if not is_inside(mine["more0"], CONTROL_DATA + length, home_size):

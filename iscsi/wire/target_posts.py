@@ -6,6 +6,7 @@ built; the owner of the TARGET is the only one who touches it.
 from collections.abc import Mapping
 from typing import Final
 
+from iscsi.wire.mover import QUERY
 from iscsi.wire.port import QUEUE, build_queue, pop, push, queue_at, round_up
 from shm.jit import nopython
 from shm.layout import Field, offset, record
@@ -180,7 +181,7 @@ def aborts_under_way(mirror: int, lun_number: int) -> int:
     count = 0
     for index in range(mine["abort_count"]):
         entry = abort_at(mine["aborts"] + ABORT_SIZE * index)[0]
-        if entry["stage"] in (ABORT_DUE, ABORT_POSTED):
+        if entry["stage"] in (ABORT_DUE, ABORT_POSTED) and entry["flags"] & QUERY == 0:
             count += lun_number == -1 or entry["lun"] in (-1, lun_number)
     return count
 

@@ -5,7 +5,9 @@ client's memory. A unit's memory and size change only while no command uses it.
 import errno
 from typing import Final
 
-from iscsi.wire.lun import LUN, LUN_SIZE, lun_at
+from iscsi.wire.lun import LUN, LUN_SIZE, WRITE, lun_at
+from iscsi.wire.target_posts import POST_UNIT
+from iscsi.wire.target_task import TASK_SIZE, target_at, task_at
 from shm.atomics import store_release
 from shm.jit import nopython
 from shm.layout import offset
@@ -79,6 +81,24 @@ def _maps(allocation_length: int, size: int, granularity: int) -> bool:
         return False
     partial = 1 if size % granularity else 0
     return bool(size // granularity + partial <= allocation_length)
+
+
+@nopython
+def writes_blocks(conn: int, unit: int, first: int, count: int) -> bool:
+    """Whether a WRITE of this connection that the engine serves by itself uses some of `count`
+    blocks of a unit from `first` on.
+    """
+    mine, lun = target_at(conn)[0], lun_at(unit)[0]
+    start = lun["memory"] + first * lun["block_size"]
+    end = start + count * lun["block_size"]
+    for index in range(mine["task_count"]):
+        task = task_at(int(mine["tasks"] + TASK_SIZE * index))[0]
+        if task["post"] != POST_UNIT or task["unit"] != unit or task["direction"] != WRITE:
+            continue
+        place = task["data_address"]
+        if place < end and start < place + task["transfer"]:
+            return True
+    return False
 
 
 @nopython

@@ -6,10 +6,12 @@ whose unit is about to lose its data.
 from typing import Final
 
 from iscsi.wire import bhs
+from iscsi.wire.mover import REFUSE
 from iscsi.wire.port import port_at
 from iscsi.wire.rx import forget_place
 from iscsi.wire.sense import ScsiStatus
 from iscsi.wire.target_command import end_spoiled, stop_get
+from iscsi.wire.target_posts import add_abort
 from iscsi.wire.target_task import (
     STATE_DATA_OUT,
     STATE_RESPOND,
@@ -74,6 +76,8 @@ def refuse_writes(conn: int, lun_number: int, sense: int) -> int:
             _refuse_waiting(conn, address, sense)
         else:
             _refuse_coming(conn, address, sense)
+    if mine["mirror"]:
+        add_abort(mine["mirror"], lun_number, -1, REFUSE, sense)
     return count
 
 

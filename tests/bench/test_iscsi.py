@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import iscsi, iscsi_cpu, iscsi_loads, iscsi_peers
+import host.inline  # compiles while tests are collected, where no timeout runs
+import ppe.cycle.services.datamover  # noqa: F401 - the same
+from bench import iscsi, iscsi_cpu, iscsi_loads, iscsi_peers, iscsi_scaling, iscsi_stages
 from bench.command import Command
-from bench.harness import Measurement
+from bench.harness import Measurement, Result
 from bench.iscsi_loads import Layout, Shape
 from bench.iscsi_peers import Process, Target, Tgt
 from bench.peers import PeerFailed
 from bench.plan import Plan
 from bench.reference_build import ReferenceMissing
 from ppe.cli import Parser
+from ppe.errors import UsageError
 from shm.histogram import Histogram
 
 LOADS = ("qd1_4k", "qd32_4k", "qd32_64k")
@@ -26,11 +29,25 @@ KEYS = {
     for reference in ("libiscsi", "tgt", "floor")
     for op in ("read", "write")
     for load in LOADS
-} | {
-    f"{whose}_cpu_{amp}_over_inline{suffix}"
+}
+KEYS |= {f"ours_over_echo_{op}_{load}" for op in ("read", "write") for load in LOADS[:2]}
+KEYS |= {
+    f"digests_over_none_{client}_{op}_qd32_64k"
+    for client in ("datamover", "stream")
+    for op in ("read", "write")
+}
+KEYS |= {
+    f"connections_{count}_over_fewest_{client}_{op}_qd32_4k"
+    for count in (2, 4, 8)
+    for client in ("datamover", "stream")
+    for op in ("read", "write")
+}
+KEYS |= {
+    f"{whose}_cpu_{variant}_{waits}_{rate}"
     for whose in ("host", "total")
-    for amp in ("amp", "amp_sleep")
-    for suffix in ("", "_spin")
+    for variant in ("mover", "mover_coalesce_1", "stream")
+    for waits in ("spin_over_inline_spin", "sleep_over_inline_sleep", "spin_over_inline_sleep")
+    for rate in ("max", "20k", "5k")
 }
 SPIN = [sys.executable, "-c", "print('{}', flush=True)\nwhile True: pass"]
 WAIT_S = 20
@@ -81,9 +98,13 @@ def test_a_quick_run_measures_every_ratio_and_leaves_nothing_running(tmp_path, c
     assert set(printed["ratios"]) == KEYS
     assert all(value is not None and value > 0 for value in printed["ratios"].values())
     assert all("core" in run["placement"] for run in printed["runs"])
+    text = " ".join(f"{run['name']} {run['placement']}" for run in printed["runs"])
+    for placement in ("(stream)", "(datamover)", "(engine)", "(mover)", "(mover_coalesce_1)"):
+        assert placement in text
+    assert [note for note in printed["notes"] if "engine (mover)" in note and "receive" in note]
     assert len(list(tmp_path.iterdir())) == 1
     assert os.sched_getaffinity(0) == before
-    assert len(pids) >= 5, "two targets of ours, a tgtd, two engines"
+    assert len(pids) >= 6, "two targets of ours, a bare server, a tgtd, two engines"
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     assert set(Path("/var/run/tgtd").glob("socket.*")) <= sockets
 
@@ -182,7 +203,7 @@ def test_a_histogram_of_the_load_keeps_every_sample_and_its_median():
 
 
 def bench_with(quick):
-    return iscsi.Bench(Plan(0, 1, quick), "", None, iscsi.QUICK)
+    return iscsi.Bench(Plan(0, 1, quick), "", None, iscsi.QUICK, Result("iscsi"))
 
 
 def runs_of(**values):
@@ -224,3 +245,105 @@ def test_total_cpu_is_the_sum_over_all_processes():
     assert (host.value, total.value) == (2.0, 9.5)
     assert host.details["iops"] == 1000.0
     assert np.isclose(sum(cost.values()), total.value)
+
+
+def details(client_us, receive_us):
+    return {
+        "cpu_us_per_io": {"client": client_us, "target": 1.0},
+        "wakeups_per_io": {"client": 0.25, "target": 0.0},
+        "engine": {
+            "useful_us": receive_us,
+            "empty_us": 0.5,
+            "asleep_us": 0.0,
+            "stages_us": {"control": 0.0, "receive": receive_us},
+        },
+    }
+
+
+def test_the_notes_say_the_medians_of_each_kind_of_run_and_leave_out_idle_stages():
+    runs = [
+        Measurement("a read", 1.0, "IOPS", "core 0", details=details(cost, cost / 2))
+        for cost in (2.0, 8.0, 4.0)
+    ]
+    runs.append(Measurement("tgt", 1.0, "IOPS", "core 0"))
+    assert iscsi_stages.notes(runs) == [
+        "a read; core 0: µs/IO: CPU of client 4.00, target 1.00; the client's engine: "
+        "receive 2.00, empty 0.50, asleep 0.00; wake-ups/IO of client 0.25, target 0.00"
+    ]
+
+
+def test_an_engine_s_accounts_are_divided_by_the_commands():
+    def snapshot(passes, useful, receive, calls):
+        return {
+            "passes": passes,
+            "useful_us": useful,
+            "empty_us": 0.0,
+            "asleep_us": 0.0,
+            "stages": [{"stage": "receive", "useful_us": receive}],
+            "counters": {"receive_calls": calls},
+        }
+
+    times = iscsi_stages.EngineTimes([snapshot(10, 5.0, 1.0, 7)], [snapshot(30, 25.0, 6.0, 17)])
+    found = times.per_command(10)
+    assert (found["passes"], found["useful_us"], found["empty_us"]) == (2.0, 2.0, 0.0)
+    assert found["stages_us"] == {"receive": 0.5}
+    assert found["counters"] == {"receive_calls": 1.0}
+
+
+def test_the_accounts_of_an_inline_engine_are_there_and_stay_usable():
+    with host.connect("inline:") as handle:
+        for _ in range(2):
+            with iscsi_stages.watching(handle) as times:
+                pass
+            assert times.per_command(1)["counters"]["bytes_in"] == 0
+
+
+def test_a_thread_that_slept_is_counted_as_woken():
+    before = iscsi_peers.wakeups_of(os.getpid())
+    for _ in range(20):
+        time.sleep(0.001)
+    assert iscsi_peers.wakeups_of(os.getpid()) >= before + 20
+
+
+def run_named(calls, name):
+    def run():
+        calls.append(name)
+        return Measurement(name, 1.0, "µs/IO", "core 0")
+
+    return run
+
+
+def test_every_variant_runs_between_two_runs_of_every_reference():
+    calls = []
+    references = {name: run_named(calls, name) for name in ("spin", "sleep")}
+    ours = {("mover", "spin"): run_named(calls, "mover")}
+    theirs, mine = iscsi_cpu.rounds(references, ours, 2)
+    assert calls == ["spin", "sleep", "mover", "spin", "sleep", "mover", "spin", "sleep"]
+    assert [len(runs) for runs in theirs.values()] == [3, 3]
+    assert [len(runs) for runs in mine.values()] == [2]
+
+
+def test_what_was_tried_before_the_best_was_chosen_stands_in_the_result():
+    subject = bench_with(quick=False)
+    subject.best(runs_of(gone=None, slow=1.0, fast=3.0))
+    assert [run.value for run in subject.result.runs] == [1.0, 3.0] * iscsi.PROBES
+
+
+def test_a_session_that_fails_is_named_and_not_those_that_waited_for_it():
+    target = Target(None, "iscsi://127.0.0.1:1/iqn.2026-01.org.example:none/0", "none", "")
+    subject = iscsi_scaling.Connections(Plan(0, 1, True), "stream", 0.01, lambda run: run)
+    start = iscsi_scaling.threading.Barrier(2)
+    with iscsi_scaling.ThreadPoolExecutor(2) as threads:
+        waiting = threads.submit(start.wait, WAIT_S)
+        failing = threads.submit(subject._one, target, "read", 1, start)
+        with pytest.raises(OSError, match="refused"):
+            iscsi_scaling._results([waiting, failing])
+
+
+@pytest.mark.parametrize("text", ["", "0", "1,two", "33"])
+def test_numbers_of_connections_that_are_none_are_refused(text):
+    from bench.command import _connections
+
+    with pytest.raises(UsageError, match="from 1 to 32"):
+        _connections(text)
+    assert _connections("4,1,4") == (1, 4)

@@ -3,7 +3,8 @@
 import pytest
 
 import host.inline  # noqa: F401 - compiles while tests are collected, where no timeout runs
-import ppe.control  # noqa: F401 - the same for the daemon's part
+import ppe.control
+import ppe.cycle.services.datamover  # noqa: F401 - the same for the daemon's parts
 from tests.e2e.running import RunningEngine, environment_of
 
 

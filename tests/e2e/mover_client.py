@@ -180,9 +180,16 @@ class MoverClient:
         """Post a CANCEL."""
         return self.post(MOVER_CANCEL, endpoint, arg1=itt)
 
+    def next(self):
+        """The next completion of an operation; what nobody posted for is passed over."""
+        while True:
+            done = self.channel.poll(PATIENCE_S)
+            if done is None or not done["flags"] & 1:
+                return done
+
     def outcome(self, number):
         """The status of the next completion, which must be this operation's."""
-        done = self.channel.poll(PATIENCE_S)
+        done = self.next()
         assert done is not None, f"no completion of {number}"
         assert done["user_data"] == number, done
         return done["status"]
@@ -191,10 +198,8 @@ class MoverClient:
         """The next completions by user_data: each operation has one."""
         found = {}
         while len(found) < count:
-            done = self.channel.poll(PATIENCE_S)
+            done = self.next()
             assert done is not None, f"{count} completions expected, these came: {found}"
-            if done["flags"] & 1:
-                continue  # Nobody posted for it.
             assert done["user_data"] not in found, f"twice: {done}"
             found[done["user_data"]] = done["status"]
         return found

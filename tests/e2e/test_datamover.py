@@ -4,17 +4,20 @@ operation the engine accepted has one completion, and afterwards nothing of it i
 
 import contextlib
 import errno
+import random
 
 import pytest
 
 from iscsi.wire.bhs import Opcode
-from iscsi.wire.mover_spec import TARGET
+from iscsi.wire.mover_spec import TARGET, MoverSpec
+from iscsi.wire.port import PortLimits
 from iscsi.wire.violations import Violation
 from shm.operations import (
     CANCEL,
     CLOSE,
     EVENT_WINDOW,
     MOVER_ANSWER,
+    MOVER_COMMAND,
     MOVER_CONTROL,
     MOVER_FENCE,
     MOVER_FIRST,
@@ -27,10 +30,12 @@ from shm.operations import (
     SHUTDOWN,
 )
 from tests.e2e.mover_client import (
+    CONNECTION,
     DATA_SIZE,
     HEADER,
     HOME_SIZE,
     READ,
+    SESSION,
     TASKS,
     WRITE,
     MoverClient,
@@ -336,6 +341,24 @@ def test_a_pool_outlives_endpoints_that_end_in_its_line(hostile):
     assert hostile.end(pool) == 0
 
 
+def test_units_that_a_connection_serves_keep_their_table_and_memory(hostile):
+    answer, _ = hostile.client.call("table", channel=hostile.channel.number, count=2)
+    table = answer["table"]
+    unit = {"region": hostile.data, "arg1": DATA_SIZE, "more": (512,)}
+    assert hostile.outcome(hostile.post(MOVER_UNIT, table, **unit)) == 0
+    served = MoverSpec(
+        TARGET, SESSION, CONNECTION, PortLimits(control_slots=64), (32, 65536, 2), (1, 1)
+    ).to_message()
+    endpoint, _ = hostile.mover(**served, table=table)
+    assert not hostile.unregister(hostile.data)
+    assert hostile.end(table) == -errno.EBUSY, "the connection would go on with its memory"
+    assert hostile.end(endpoint) == 0
+    assert not hostile.unregister(hostile.data)
+    assert hostile.end(table) == 0
+    assert hostile.unregister(hostile.data)
+    assert hostile.unregister(hostile.home)
+
+
 # --- ends ------------------------------------------------------------------------------------
 
 
@@ -410,6 +433,69 @@ def test_cancels_of_everything_at_any_time_end_each_command_once(hostile):
     assert {found[number] for number in cancels[1::2]} == {-errno.ENOENT}
     assert [target.pdu()[0].cmd_sn for _ in range(8)] == list(range(1, 9))
     assert hostile.end(endpoint) == 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_posts_to_any_endpoints_end_once_each(engine, seed):
+    """With a target that says anything at all; some of it is sane, so that some gets further."""
+    rng = random.Random(seed)
+    with MoverClient(engine, work=256, events=256) as client:
+        pool = client.pool()
+        ends = [client.mover(), client.mover(pool=pool), client.mover()]
+        places = [endpoint for endpoint, _ in ends] + [pool, client.channel.listen()[0]]
+        posted, done = set(), {}
+        for _ in range(400):
+            opcode = rng.choice(
+                (*range(MOVER_FIRST, MOVER_LAST + 1), MOVER_COMMAND, MOVER_COMMAND, MOVER_CONTROL,
+                 MOVER_RECEIVE, MOVER_RECEIVE, CANCEL, SEND, NOP)
+            )  # fmt: skip
+            number = client.post(
+                opcode, rng.choice((*places[:4], *places)), slots=rng.choice((1, 2, 2, 2)),
+                flags=rng.choice((0, 0, 1 << 8)), region=rng.choice((client.data, client.home, 0)),
+                offset=rng.choice((0, 4096, 65536, *EDGES)),
+                length=rng.choice((0, 47, 512, 65536, 2**32 - 1)),
+                arg0=rng.choice((0, 1, *EDGES)),
+                arg1=rng.choice((0x10000 | rng.randrange(18), rng.getrandbits(62), 0)),
+                arg2=rng.choice((READ, WRITE, 0, 48, rng.getrandbits(32))),
+                more=[rng.choice((0, 40, 4096, 65536, *EDGES)) for _ in range(6)],
+            )  # fmt: skip
+            posted.add(number)
+            if rng.random() < 0.1:
+                _, target = rng.choice(ends)
+                with contextlib.suppress(OSError):
+                    target.stream.send(
+                        rng.choice((
+                            target.encode(Opcode.ASYNC_MESSAGE, itt=0xFFFFFFFF),
+                            target.encode(Opcode.SCSI_RESPONSE, itt=0x10000 | rng.randrange(16)),
+                            target.encode(
+                                Opcode.DATA_IN, bytes(512), itt=0x10000 | rng.randrange(16),
+                                counted=False, final=0,
+                            ),
+                            rng.randbytes(48),
+                        ))
+                    )  # fmt: skip
+            while len(posted) - len(done) > 60:
+                event = client.channel.poll(0.02)
+                if event is None:
+                    break
+                if not event["flags"] & 1:
+                    assert event["user_data"] not in done, f"twice: {event}"
+                    done[event["user_data"]] = event["status"]
+            if len(posted) - len(done) > 100:
+                break  # So many stay open, and the ring of events is only so long.
+        for number, place in enumerate(places):
+            client.post(CLOSE, place, slots=1, user_data=number)
+            if place == pool:
+                client.post(CLOSE, place, slots=1, user_data=90)
+        posted |= {*range(len(places)), 90}
+        while len(done) < len(posted):
+            event = client.next()
+            assert event is not None, f"without a completion: {posted - set(done)}"
+            assert event["user_data"] not in done, f"twice: {event}"
+            done[event["user_data"]] = event["status"]
+        assert set(done) == posted
+        assert client.unregister(client.home)
+        assert client.unregister(client.data)
 
 
 def test_a_client_that_dies_in_mid_transfer_leaves_nothing(engine):

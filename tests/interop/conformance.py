@@ -28,6 +28,7 @@ from tests.interop.testcu import Verdict, read
 
 TOOL = "iscsi-test-cu"
 SIZE = 16 << 20
+PLACEMENTS = ("stream", "datamover", "engine")
 SUITE_S = 120  # Sanitize.Reset alone sleeps for a minute
 FAMILY = "ALL"
 PAGE = Path(__file__).parent.parent.parent / "docs" / "CONFORMANCE.md"
@@ -142,6 +143,7 @@ class Bench:
 
     engine: Any
     folder: Path | None = None
+    placement: str = "stream"  # where commands are done: see `ServerConfig`
 
     @contextlib.contextmanager
     def unit(self, options: dict[str, Any]) -> Iterator[LogicalUnit]:
@@ -167,7 +169,8 @@ def fresh_target(bench: Bench, suite: str, flavour: Flavour) -> Iterator[tuple[A
     name = f"iqn.2026-01.org.example:{suite.lower()}"
     with bench.unit(flavour.options) as unit:
         target = Target(name, {0: unit})
-        config = ServerConfig((target,), (Portal("127.0.0.1", 0),) * flavour.portals)
+        portals = (Portal("127.0.0.1", 0),) * flavour.portals
+        config = ServerConfig((target,), portals, placement=bench.placement)
         with TargetServer(bench.engine, config) as server:
             yield server, [f"iscsi://127.0.0.1:{port}/{name}/0" for _, port in server.bound]
 
@@ -256,7 +259,7 @@ def special() -> list[str]:
     ]
 
 
-def page(results: list[Result]) -> str:
+def page(results: list[Result], placement: str) -> str:
     """The text of docs/CONFORMANCE.md."""
     done = subprocess.run(
         ["dpkg-query", "-W", "-f", "${Version}", "libiscsi-bin"],
@@ -270,8 +273,8 @@ def page(results: list[Result]) -> str:
             "",
             "What libiscsi's `iscsi-test-cu` says of `ppe target`, written by"
             " `make conformance WRITE=1`.",
-            f"Version of the tool: {done.stdout or 'unknown'}. Each suite runs in a process of its"
-            " own, on fresh LUNs",
+            f"Version of the tool: {done.stdout or 'unknown'}; placement of the target:"
+            f" `{placement}`. Each suite runs in a process of its own, on fresh LUNs",
             "of the flavour that it is about; a skipped test is not counted as passed.",
             "",
             table(results),
@@ -295,12 +298,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("suites", nargs="*", metavar="SUITE[.TEST]")
     parser.add_argument("--verbose", action="store_true", help="all that the tool says")
     parser.add_argument("--file", action="store_true", help="LUNs in sparse files, not memory")
+    parser.add_argument("--placement", choices=PLACEMENTS, default="engine")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     args = parser.parse_args(arguments)
     tests = dict(word.partition(".")[::2] for word in args.suites)
     results = []
     with host.connect("inline:") as engine, tempfile.TemporaryDirectory() as folder:
-        bench = Bench(engine, Path(folder) if args.file else None)
+        bench = Bench(engine, Path(folder) if args.file else None, args.placement)
         wanted = tests or [suite for suite in listed() if not (args.file and suite in NO_FILES)]
         for suite, flavour in plan(wanted):
             began = time.monotonic()
@@ -313,7 +317,7 @@ def main(arguments: list[str]) -> int:
                 say(result.verdict.text)
     say("\n".join([table(results), *notes(results)]))
     if args.write:
-        PAGE.write_text(page(results))
+        PAGE.write_text(page(results, args.placement))
     return 0 if results and all(result.is_good for result in results) else 1
 
 

@@ -20,6 +20,12 @@ ON_FILES = [
     if suite.startswith(("Read", "Write", "Verify", "OrWrite", "Compare", "Unmap", "GetLBA"))
     and suite not in (*conformance.NO_FILES, "ReadOnly")
 ]
+# Those in which the placements differ most: all others are run by `make conformance-all`.
+EVERYWHERE = [
+    suite
+    for suite in conformance.SUITES
+    if suite.startswith(("Read1", "Write1", "iSCSI")) and not suite.startswith("WriteAtomic")
+]
 TESTS = 230  # of the tool's family ALL, in version 1.19
 
 
@@ -42,14 +48,22 @@ def cases(suites):
 
 
 @pytest.mark.parametrize(("suite", "flavour"), cases(conformance.SUITES))
-def test_a_suite_passes_on_luns_in_memory(engine, suite, flavour):
-    bench = conformance.Bench(engine)
+def test_a_suite_passes_on_luns_that_the_engine_serves(engine, suite, flavour):
+    bench = conformance.Bench(engine, placement="engine")
     if suite == "Sanitize":
         for test in conformance.listed()[suite]:
             if (suite, test) not in conformance.SINGLE:
                 result = conformance.run_suite(bench, suite, flavour, test)
                 assert result.is_good, result.verdict.text
         return
+    result = conformance.run_suite(bench, suite, flavour)
+    assert result.is_good, result.verdict.text
+
+
+@pytest.mark.parametrize("placement", ["stream", "datamover"])
+@pytest.mark.parametrize(("suite", "flavour"), cases(EVERYWHERE))
+def test_a_suite_about_transfers_passes_in_the_other_placements(engine, suite, flavour, placement):
+    bench = conformance.Bench(engine, placement=placement)
     result = conformance.run_suite(bench, suite, flavour)
     assert result.is_good, result.verdict.text
 

@@ -67,6 +67,7 @@ def _set_control(unit: LogicalUnit, page: bytes) -> None:
     unit.software_write_protect = bool(page[4] & _SWP)
     unit.task_aborted_status = bool(page[5] & _TAS)
     unit.refresh_gate()
+    unit.settle()
 
 
 def _exceptions() -> bytes:
@@ -211,7 +212,7 @@ def _set_pages(command: Command, unit: LogicalUnit, data: bytes) -> Answer:
         page.set(unit, raw)
     if before != [page.current(unit) for page in pages.values()]:
         unit.broadcast(Asc.MODE_PARAMETERS_CHANGED, command.nexus)
-    return GOOD
+    return Answer(is_over=unit.settled)
 
 
 def _may_set(unit: LogicalUnit, page: Page, raw: bytes) -> bool:

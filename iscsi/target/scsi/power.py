@@ -82,7 +82,8 @@ def _start_stop(command: Command) -> Answer:
     power, bits = command.cdb[4] >> 4, command.cdb[4]
     if not power and not bits & (_START | _NO_FLUSH):
         command.present.backend.flush()
-    return GOOD
+    is_eject = not power and bits & (_LOEJ | _START) == _LOEJ
+    return Answer(is_over=command.present.settled) if is_eject else GOOD
 
 
 def _start_stop_reservation(command: Command) -> Reservation:

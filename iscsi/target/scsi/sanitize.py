@@ -78,6 +78,7 @@ class Sanitizing:
         self.unit.refresh_gate()
         # A WRITE that began before, and whose data comes now, must not write behind us.
         self.unit.refuse_writes(SenseKey.NOT_READY, Asc.SANITIZE_IN_PROGRESS)
+        self.unit.settle()
         self._thread.start()
 
     def wait(self, command: Command) -> None:
@@ -122,7 +123,7 @@ class Sanitizing:
     def _work(self) -> bool:
         """Whether it came to its end: all the steps, and the least time it is to take."""
         began = time.monotonic()
-        while self.unit.backend.medium is not None and self.unit.backend.medium.jobs:
+        while self._is_used():
             if self._stop.wait(_TICK_SECONDS):
                 return False
         for done in self.steps(self.unit):
@@ -135,6 +136,11 @@ class Sanitizing:
             if self._stop.wait(_TICK_SECONDS):
                 return False
         return True
+
+    def _is_used(self) -> bool:
+        """Whether a worker or an engine still moves data of commands that began before."""
+        files, settled = self.unit.backend.medium, self.unit.settled
+        return (files is not None and files.jobs > 0) or (settled is not None and not settled())
 
     def _share(self, began: float) -> float:
         """The part of the least time that is over, 0 to 1."""

@@ -35,6 +35,7 @@ from ppe.cycle.records import (
 from ppe.cycle.regions import resolve
 from ppe.cycle.services import mover_roles as roles
 from ppe.cycle.services.mover_events import fill_post, finish_by_event
+from ppe.cycle.services.mover_gather import gather
 from ppe.cycle.services.mover_io import progress, receive_once
 from ppe.cycle.services.mover_news import leave_line, tell
 from ppe.cycle.services.mover_records import (
@@ -86,9 +87,12 @@ def _ask(engine: int, channel: int, wqe: int, index: int) -> int:
     if operation == NONE:
         return table_full(engine, channel, wqe)
     post = fill_post(engine, wqe, address)
-    outcome = roles.on_post(
-        mover["role"], mover["conn"], post, mover["home"], mover["home_size"], operation
-    )
+    client = row_at(channel_row_of(engine, channel))[0]["client"]
+    outcome = gather(engine, client, endpoint["mover"], post)
+    if outcome == 0:
+        outcome = roles.on_post(
+            mover["role"], mover["conn"], post, mover["home"], mover["home_size"], operation
+        )
     if outcome != PENDING:
         event = event_at(engine_at(engine)[0]["event"])[0]
         event["status"] = outcome

@@ -75,15 +75,33 @@ def receive_once(engine: int, index: int) -> bool:
     if got > direct and violation == 0:
         violation = roles.take(mover["role"], conn, mine["staging"], got - direct)
     if violation != 0:
-        break_endpoint(engine, index, violation)
+        _say_why(engine, index, violation)
         return False
-    is_large = port_at(conn)[0]["rx_data_length"] >= LARGE_SEGMENT
+    port = port_at(conn)[0]  # Small pieces are better copied than received one at a time.
+    is_large = port["rx_data_length"] >= LARGE_SEGMENT and port["rx_more"] == 0
     mover["ahead"] = AHEAD_OF_LARGE if is_large else mine["staging_size"]
     if got < wanted and endpoint["readable"] != HUNG_UP:
         endpoint["readable"] = 0
         stay_hot(engine, index)
         return False
     return True
+
+
+@nopython
+def _say_why(engine: int, index: int, violation: int) -> None:
+    """End a connection whose peer broke the protocol, behind what is made to be sent, and a
+    target's Reject (RFC 7143 §7.2), as far as the transport takes it now.
+    """
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    mover = mover_at(endpoint["mover"])[0]
+    if roles.refuse(mover["role"], mover["conn"], violation):
+        while endpoint["writable"] != 0 and endpoint["state"] == CONNECTED:
+            if _send_once(engine, index) == 0:
+                break
+        if endpoint["state"] == CONNECTED:
+            tcp.half_close(engine, index)
+    if endpoint["state"] == CONNECTED:
+        break_endpoint(engine, index, violation)
 
 
 @nopython

@@ -60,8 +60,11 @@ def tell(engine: int, index: int) -> None:
     if mover["role"] == INITIATOR_ROLE:
         _tell_window(engine, index)
     else:
-        store_relaxed(words + 16, target_at(conn)[0]["data_bytes"])
+        target = target_at(conn)[0]
+        store_relaxed(words + 16, target["data_bytes"])
         store_relaxed(words + 24, port["tx_made"] - port["tx_sent"])
+        store_relaxed(words + 32, target["commands"])
+        store_relaxed(words + 40, target["rejects"])
         look_at_fences(engine, mover["table"])
 
 

@@ -28,6 +28,8 @@ MOVER_WORDS: Final = record(
     Field("tx_pdus", "<i8"),
     Field("data_bytes", "<i8"),  # a target's: written data that came
     Field("unsent", "<i8"),  # and its PDUs that the transport has not taken
+    Field("commands", "<i8"),  # and SCSI commands, its host's among them
+    Field("rejects", "<i8"),
     size=64,
 )
 mover_at = opener(MOVER)

@@ -11,13 +11,20 @@ from iscsi.wire import (
     target_mover,
     target_notice,
     target_posts,
+    target_refusal,
     target_rx,
     target_tx,
 )
-from iscsi.wire.port import EVENTS, is_empty
+from iscsi.wire.errors import RejectReason
+from iscsi.wire.port import EVENTS, is_empty, port_at
+from iscsi.wire.violations import Violation
 from ppe.cycle.services.mover_records import INITIATOR_ROLE
 from shm.jit import nopython
 
+DATA_DIGEST: Final = int(Violation.DATA_DIGEST)
+HEADER_DIGEST: Final = int(Violation.HEADER_DIGEST)
+DATA_DIGEST_ERROR: Final = int(RejectReason.DATA_DIGEST_ERROR)
+PROTOCOL_ERROR: Final = int(RejectReason.PROTOCOL_ERROR)
 PENDING: Final = initiator_mover.PENDING
 assert PENDING == target_posts.PENDING
 
@@ -89,8 +96,17 @@ def end(role: int, conn: int, status: int) -> None:
 
 
 @nopython
+def refuse(role: int, conn: int, violation: int) -> bool:
+    """Have a target say what was wrong with what it received last; whether it has to be sent."""
+    if role == INITIATOR_ROLE or violation == HEADER_DIGEST:
+        return False  # Without its header nobody knows what that was.
+    reason = DATA_DIGEST_ERROR if violation == DATA_DIGEST else PROTOCOL_ERROR
+    return target_refusal.reject(conn, port_at(conn)[0]["rx_header"], reason) == 0
+
+
+@nopython
 def places_into(role: int, conn: int, start: int, end: int) -> bool:
     """Whether data may still be placed between two addresses without an operation that says so."""
     if role == INITIATOR_ROLE:
-        return False
+        return initiator_mover.places_into(conn, start, end)
     return target_mover.places_into(conn, start, end)

@@ -20,6 +20,7 @@ from ppe.cycle.operations import (
     refuse,
 )
 from ppe.cycle.records import (
+    FREE,
     NONE,
     endpoint_at,
     engine_at,
@@ -28,6 +29,7 @@ from ppe.cycle.records import (
 )
 from ppe.cycle.regions import resolve
 from ppe.cycle.services.mover_events import fill_post, finish_by_event
+from ppe.cycle.services.mover_records import mover_at
 from ppe.cycle.services.stream_ends import table_full
 from shm.jit import nopython
 from shm.records import wqe_at
@@ -38,6 +40,11 @@ EFAULT: Final = -errno.EFAULT
 UNIT_CLOSED: Final = 1
 UNIT_READ_ONLY: Final = 2
 COUNT_BYTES: Final = 1 << 8
+AT_ONCE: Final = 1 << 9  # It only counts: it waits for nothing.
+BLOCKS: Final = 1 << 10  # It waits for WRITEs of some blocks only.
+LUN_BITS: Final = 16  # of what is kept of a fence; above them the first block
+BLOCKS_MAX: Final = 1 << 40
+LUN_MASK: Final = (1 << LUN_BITS) - 1
 
 
 @nopython
@@ -79,7 +86,14 @@ def fence(engine: int, channel: int, wqe: int, index: int) -> int:
     operation = new_operation(engine, wqe, index, 0)
     if operation == NONE:
         return table_full(engine, channel, wqe)
-    operation_at(operation_of(engine, operation))[0]["done"] = wqe_at(wqe)[0]["arg0"]
+    mine, entry = operation_at(operation_of(engine, operation))[0], wqe_at(wqe)[0]
+    mine["done"] = min(max(entry["arg0"], 0), LUN_MASK)
+    if entry["flags"] & BLOCKS:
+        mine["done"] |= min(max(entry["arg1"], 0), BLOCKS_MAX) << LUN_BITS
+        mine["length"] = min(max(entry["offset"], 0), BLOCKS_MAX)
+    if wqe_at(wqe)[0]["flags"] & AT_ONCE:
+        _answer(engine, index, operation)
+        return 1
     push_send(engine, index, operation)
     look_at_fences(engine, index)
     return 1
@@ -87,26 +101,65 @@ def fence(engine: int, channel: int, wqe: int, index: int) -> int:
 
 @nopython
 def look_at_fences(engine: int, index: int) -> None:
-    """End the fences of a table that are open now, in the order they came."""
+    """End the fences of a table that are open now. Those of one unit end in the order they came;
+    no unit waits for another.
+    """
     if index == NONE:
         return
     table = endpoint_at(endpoint_of(engine, index))[0]
-    while table["table"] != 0 and table["send_first"] != NONE:
+    if table["table"] == 0 or table["send_first"] == NONE:
+        return
+    last, first = table["send_last"], NONE
+    while first != last:
         first = table["send_first"]
         operation = operation_at(operation_of(engine, first))[0]
-        lun = operation["done"]
-        if not target_units.is_idle(table["table"], table["table_size"], lun):
-            return
         table["send_first"] = operation["next"]
-        event = event_at(engine_at(engine)[0]["event"])[0]
-        event["status"], event["length"] = 0, 0
-        event["arg0"] = event["arg1"] = event["arg2"] = 0
-        if 0 <= lun < table["table_size"]:
-            unit = lun_at(table["table"] + LUN_SIZE * lun)[0]
-            is_bytes = operation["flags"] & COUNT_BYTES != 0
-            event["arg0"] = unit["read_bytes"] if is_bytes else unit["reads"]
-            event["arg1"] = unit["written_bytes"] if is_bytes else unit["writes"]
-        finish_by_event(engine, index, first)
+        operation["next"] = NONE
+        if _is_over(engine, index, first):
+            _answer(engine, index, first)
+        else:
+            push_send(engine, index, first)
+
+
+@nopython
+def _is_over(engine: int, index: int, fence: int) -> bool:
+    """Whether what a fence waits for has ended."""
+    table = endpoint_at(endpoint_of(engine, index))[0]
+    operation = operation_at(operation_of(engine, fence))[0]
+    lun = operation["done"] & LUN_MASK
+    if target_units.is_idle(table["table"], table["table_size"], lun):
+        return True
+    if operation["flags"] & BLOCKS == 0:
+        return False
+    unit = target_units.unit_at(table["table"], table["table_size"], lun)
+    first = operation["done"] >> LUN_BITS
+    for number in range(engine_at(engine)[0]["endpoint_count"]):
+        endpoint = endpoint_at(endpoint_of(engine, number))[0]
+        if endpoint["state"] == FREE or endpoint["mover"] == 0:
+            continue
+        mover = mover_at(endpoint["mover"])[0]
+        if mover["table"] != index:
+            continue
+        if target_units.writes_blocks(mover["conn"], unit, first, operation["length"]):
+            return False
+    return True
+
+
+@nopython
+def _answer(engine: int, index: int, fence: int) -> None:
+    """End a fence with what was done at its unit."""
+    table = endpoint_at(endpoint_of(engine, index))[0]
+    operation = operation_at(operation_of(engine, fence))[0]
+    event = event_at(engine_at(engine)[0]["event"])[0]
+    lun = operation["done"] & LUN_MASK
+    event["status"], event["length"] = 0, 0
+    event["arg0"] = event["arg1"] = event["arg2"] = 0
+    if 0 <= lun < table["table_size"]:
+        unit = lun_at(table["table"] + LUN_SIZE * lun)[0]
+        is_bytes = operation["flags"] & COUNT_BYTES != 0
+        event["arg0"] = unit["read_bytes"] if is_bytes else unit["reads"]
+        event["arg1"] = unit["written_bytes"] if is_bytes else unit["writes"]
+    finish_by_event(engine, index, fence)
 
 
 @nopython

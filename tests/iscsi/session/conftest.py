@@ -10,6 +10,7 @@ import pytest
 
 import host.inline  # noqa: F401 - compiles while tests are collected, where no timeout runs
 import iscsi.session.perf  # noqa: F401 - the same
+import ppe.cycle.services.datamover  # noqa: F401 - the same
 from iscsi.session import options
 from tests.iscsi.session.tgt import WAIT_S, tgt_target, wait_for
 

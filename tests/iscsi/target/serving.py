@@ -24,6 +24,9 @@ HOST = "iqn.2026-01.org.example:i"
 BLOCK = 512
 BLOCKS = 8192
 WAIT_S = 20
+EVERYWHERE = ("stream", "datamover", "engine")
+TWO = ("stream", "engine")
+default_placement = "stream"  # of servers that are made now: see conftest
 
 
 def wait_until(what, is_true, seconds=WAIT_S):
@@ -35,10 +38,14 @@ def wait_until(what, is_true, seconds=WAIT_S):
 
 
 class ServerThread:
-    """A server in a thread of the test, over an inline engine. A subclass says of what."""
+    """A server in a thread of the test, over an inline engine, or one that is named. A subclass
+    says of what.
+    """
 
     def __init__(self, **options):
-        self._options = options
+        self._options = {"placement": default_placement, **options}
+        self._engine_name = self._options.pop("engine", "inline:")
+        self.placement = self._options["placement"]
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="target", daemon=True)
         self.error = None
@@ -50,7 +57,7 @@ class ServerThread:
 
     def _run(self):
         try:
-            with host.connect("inline:") as self.engine:
+            with host.connect(self._engine_name) as self.engine:
                 config = self.configure(self.engine)
                 with TargetServer(self.engine, config) as self.server:
                     self.before = self.memory
@@ -106,6 +113,19 @@ class ServerThread:
         tables = self.engine.tables
         rows = tables.layout.rows(tables.accounts.array, "endpoints", ENDPOINT_STATS)
         return int(np.count_nonzero(rows["state"]))
+
+    @property
+    def own_endpoints(self):
+        """How many it has without any connection: its listener, what other threads end its sleep
+        by, and with a datamover a pool of buffers, and tables of units.
+        """
+        tables = len(self.server._targets) if self.placement == "engine" else 0
+        return 2 + (self.placement != "stream") + tables
+
+    def count(self, name="reads", lun=0):
+        """How many commands of a unit were served without Python, wherever that was."""
+        units = self.server.statistics()["targets"][0]["units"]
+        return next(unit[name] for unit in units if unit["lun"] == lun)
 
     def log_in(self, **options):
         return Raw(self.port).log_in(**options)

@@ -9,7 +9,9 @@ from iscsi.wire.errors import LocalProtocolError, RejectReason
 from iscsi.wire.keys import Proposal, SessionParams
 from iscsi.wire.sense import Asc, SenseKey, decode_sense, encode_sense, split_sense
 from shm.jit import JIT_DISABLED
-from tests.iscsi.target.serving import BLOCK, Serving, wait_until
+from tests.iscsi.target.serving import BLOCK, TWO, Serving, wait_until
+
+PLACEMENTS = TWO
 
 pytestmark = pytest.mark.skipif(JIT_DISABLED, reason="the loop holds the interpreter when plain")
 
@@ -17,7 +19,7 @@ NO_TAG = bhs.RESERVED_TAG
 
 
 @pytest.fixture(scope="module")
-def serving():
+def serving(placement):
     with Serving(linger_s=0.2) as server:
         yield server
         server.wait_idle()
@@ -45,7 +47,7 @@ def announced(serving, raw, what):
 
 
 @pytest.fixture(scope="module")
-def asking():
+def asking(placement):
     with Serving(nop_interval_s=0.2, nop_timeout_s=0.4, linger_s=0.2) as server:
         yield server
         server.wait_idle()

@@ -11,7 +11,7 @@ from iscsi.wire import bhs, scsi
 from iscsi.wire.bhs import Opcode, TaskFunction, TaskFunctionResponse
 from iscsi.wire.sense import Asc, SenseKey
 from tests.iscsi.target.medium import cdb_16
-from tests.iscsi.target.serving import BLOCK, Serving, wait_until
+from tests.iscsi.target.serving import BLOCK, EVERYWHERE, Serving, wait_until
 from tests.iscsi.target.test_medium_server import (
     ERASE_AT_ONCE,
     answer_of,
@@ -20,6 +20,8 @@ from tests.iscsi.target.test_medium_server import (
     wait_until_ready,
 )
 from tests.iscsi.target.test_storage import FileServing
+
+PLACEMENTS = EVERYWHERE
 
 LBA = 10
 SECOND = {"isid": 0x80AABBCC0002}

@@ -8,7 +8,9 @@ from iscsi.wire import scsi
 from iscsi.wire.bhs import Opcode
 from iscsi.wire.sense import Asc, SenseKey, decode_sense, split_sense
 from tests.iscsi.target.medium import cdb_10, cdb_12, cdb_16
-from tests.iscsi.target.serving import BLOCK, BLOCKS, Serving
+from tests.iscsi.target.serving import BLOCK, BLOCKS, TWO, Serving
+
+PLACEMENTS = TWO
 
 READ_16, WRITE_16 = 0x88, 0x8A
 ALL_32, ALL_64 = 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
@@ -16,7 +18,7 @@ SIZES = {0: (BLOCK, BLOCKS), 300: (4096, 64)}
 
 
 @pytest.fixture(scope="module")
-def serving():
+def serving(placement):
     with Serving() as serving:
         yield serving
 

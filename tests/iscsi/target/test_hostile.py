@@ -15,7 +15,9 @@ from iscsi.wire import bhs, scsi
 from iscsi.wire.bhs import Opcode
 from iscsi.wire.errors import LoginRejected, LoginStatus, RejectReason
 from shm.jit import JIT_DISABLED
-from tests.iscsi.target.serving import BLOCK, BLOCKS, Raw, Serving, wait_until
+from tests.iscsi.target.serving import BLOCK, BLOCKS, TWO, Raw, Serving, wait_until
+
+PLACEMENTS = TWO
 
 pytestmark = pytest.mark.skipif(JIT_DISABLED, reason="the loop holds the interpreter when plain")
 
@@ -23,7 +25,7 @@ LOGIN = bytes(bhs.encode(Opcode.LOGIN_REQUEST, transit=1, csg=1, nsg=3, data_seg
 
 
 @pytest.fixture(scope="module")
-def server():
+def server(placement):
     with Serving(login_timeout_s=2, linger_s=0.2, max_logins=16) as server:
         with server.log_in() as raw:  # so that what follows compares memory that was used once
             raw.clear_attention().read(0, 1)

@@ -14,7 +14,9 @@ from iscsi.wire import discovery, scsi, text
 from iscsi.wire.bhs import Opcode
 from iscsi.wire.errors import LoginRejected, LoginStatus
 from iscsi.wire.names import Portal
-from tests.iscsi.target.serving import NAME, OTHER, Raw, ServerThread, wait_until
+from tests.iscsi.target.serving import NAME, OTHER, TWO, Raw, ServerThread, wait_until
+
+PLACEMENTS = TWO
 
 SIZE = 1 << 20
 BLOCK = 512

@@ -12,7 +12,9 @@ from iscsi.wire import scsi
 from iscsi.wire.bhs import Opcode, TaskFunction
 from iscsi.wire.sense import Asc, SenseKey, decode_sense, split_sense
 from tests.iscsi.target.medium import cdb_16
-from tests.iscsi.target.serving import BLOCK, BLOCKS, WAIT_S, Serving
+from tests.iscsi.target.serving import BLOCK, BLOCKS, TWO, WAIT_S, Serving
+
+PLACEMENTS = TWO
 
 ROUNDS = 40
 ANOTHER = 0x80AABBCC0002

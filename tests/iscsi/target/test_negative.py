@@ -26,7 +26,9 @@ from tests.iscsi.target.negative_cases import (
     Wrong,
     long_cdb,
 )
-from tests.iscsi.target.serving import BLOCK, Raw, Serving, wait_until
+from tests.iscsi.target.serving import BLOCK, TWO, Raw, Serving, wait_until
+
+PLACEMENTS = TWO
 
 pytestmark = pytest.mark.skipif(JIT_DISABLED, reason="the loop holds the interpreter when plain")
 
@@ -34,7 +36,7 @@ DIGESTS = Proposal(SESSION, header_digest=(DIGEST_CRC32C,), data_digest=(DIGEST_
 
 
 @pytest.fixture(scope="module")
-def server():
+def server(placement):
     with Serving(login_timeout_s=5, linger_s=0.2, window=8) as server:
         with server.log_in() as raw:  # so that what follows compares memory that was used once
             raw.clear_attention().read(0, 1)

@@ -10,8 +10,10 @@ from iscsi.wire import scsi
 from iscsi.wire.bhs import TaskFunction, TaskFunctionResponse
 from iscsi.wire.sense import Asc, SenseKey
 from tests.iscsi.target.medium import Bench, cdb_10, fault, is_good, ram
-from tests.iscsi.target.serving import BLOCK, Serving
+from tests.iscsi.target.serving import BLOCK, TWO, Serving
 from tests.iscsi.target.test_server import begin_write, manage
+
+PLACEMENTS = TWO
 
 REGISTER = (bytes((0x5F, 0, 0, 0, 0, 0, 0, 0, 24, 0)), bytes(8) + b"\1" * 8 + bytes(8))
 MODE_SELECT_6 = (bytes((0x15, 0x10, 0, 0, 16, 0)), bytes(4) + bytes((0x0A, 0x0A, 6)) + bytes(9))

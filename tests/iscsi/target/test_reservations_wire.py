@@ -20,13 +20,15 @@ from tests.iscsi.target.managing import (
     run,
 )
 from tests.iscsi.target.reserving import parameters
-from tests.iscsi.target.serving import BLOCK, NAME, Serving
+from tests.iscsi.target.serving import BLOCK, NAME, TWO, Serving
+
+PLACEMENTS = TWO
 
 pytestmark = pytest.mark.skipif(JIT_DISABLED, reason="the loop holds the interpreter when plain")
 
 
 @pytest.fixture(scope="module")
-def serving():
+def serving(placement):
     with Serving() as found:
         yield found
 

@@ -5,7 +5,9 @@ import pytest
 from iscsi.wire import bhs, scsi
 from iscsi.wire.sense import Asc, SenseKey, decode_sense, split_sense
 from shm.jit import JIT_DISABLED
-from tests.iscsi.target.serving import BLOCK, BLOCKS, NAME, Serving
+from tests.iscsi.target.serving import BLOCK, BLOCKS, EVERYWHERE, NAME, Serving
+
+PLACEMENTS = EVERYWHERE
 
 pytestmark = [
     pytest.mark.slow,
@@ -82,7 +84,7 @@ def test_a_cold_read_says_by_how_much_the_initiator_was_wrong(serving):
     with serving.log_in() as raw:
         raw.clear_attention()
         unit.descriptor_sense = True  # sends everything to the cold code
-        unit.refresh_gate()
+        serving.server.call(unit.refresh_gate)
         for blocks, length in ((4, 1000), (2, 4096)):
             raw.command(scsi.read_16(7, blocks), length=length, read=1)
             data = b""
@@ -97,14 +99,14 @@ def test_a_cold_read_says_by_how_much_the_initiator_was_wrong(serving):
             assert bool(header.overflow) is (length < blocks * BLOCK)
             assert bool(header.underflow) is (length > blocks * BLOCK)
         unit.descriptor_sense = False
-        unit.refresh_gate()
+        serving.server.call(unit.refresh_gate)
         raw.log_out()
 
 
 def test_a_cold_write_that_is_expected_short_writes_what_was_sent(serving, raw):
     unit = unit_of(serving)
     unit.descriptor_sense = True
-    unit.refresh_gate()
+    serving.server.call(unit.refresh_gate)
     before = serving.disk.array[: 2 * BLOCK].tobytes()
     raw.command(scsi.write_16(0, 2), b"\x55" * BLOCK, length=BLOCK, write=1)
     header, _ = raw.take()

@@ -13,13 +13,15 @@ from iscsi.wire.keys import Proposal, SessionParams
 from iscsi.wire.names import Portal
 from iscsi.wire.sense import Asc, SenseKey, decode_sense, split_sense
 from shm.jit import JIT_DISABLED, compilations
-from tests.iscsi.target.serving import BLOCK, NAME, OTHER, Raw, Serving, wait_until
+from tests.iscsi.target.serving import BLOCK, EVERYWHERE, NAME, OTHER, Raw, Serving, wait_until
+
+PLACEMENTS = EVERYWHERE
 
 pytestmark = pytest.mark.skipif(JIT_DISABLED, reason="the loop holds the interpreter when plain")
 
 
 @pytest.fixture(scope="module")
-def serving():
+def serving(placement):
     with Serving(max_connections=8, linger_s=0.2) as server:
         yield server
 
@@ -336,7 +338,7 @@ def test_connections_leave_neither_endpoints_nor_memory(serving):
         visit(number)
     assert serving.memory == before
     # The listener, and what other threads end the server's sleep by.
-    assert serving.endpoints == endpoints == 2
+    assert serving.endpoints == endpoints == serving.own_endpoints
 
 
 def test_a_portal_in_use_is_a_clear_error():

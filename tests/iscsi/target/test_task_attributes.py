@@ -19,7 +19,9 @@ from tests.iscsi.target.managing import (
     manage,
     run,
 )
-from tests.iscsi.target.serving import BLOCK, BLOCKS, Serving, wait_until
+from tests.iscsi.target.serving import BLOCK, BLOCKS, TWO, Serving, wait_until
+
+PLACEMENTS = TWO
 
 pytestmark = pytest.mark.skipif(JIT_DISABLED, reason="the loop holds the interpreter when plain")
 
@@ -29,7 +31,7 @@ OLD, NEW = b"o" * BLOCK, b"n" * BLOCK
 
 
 @pytest.fixture(scope="module")
-def serving():
+def serving(placement):
     with Serving() as found:
         yield found
 
@@ -190,14 +192,13 @@ def test_other_units_and_other_initiators_do_not_wait(first, second):
 
 
 def test_compiled_code_serves_again_when_nothing_ordered_is_left(serving, first):
-    entry = next(iter(serving.server._targets.values())).entry(0)
     ordered = write(first, 0, NEW, ORDERED)
     assert answers(first, 1) == [(ordered, None)]
     (connection,) = serving.server._pumps.values()
     assert not turns.target_at(connection.protocol.address)[0]["ordered"]
-    before = int(entry["reads"])
+    before = serving.count("reads")
     assert first.read(0, 1) == NEW
-    assert int(entry["reads"]) == before + 1
+    assert serving.count("reads") == before + 1
 
 
 # --- ends ----------------------------------------------------------------------------------------

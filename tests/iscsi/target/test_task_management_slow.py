@@ -13,7 +13,9 @@ from iscsi.wire.bhs import Opcode, TaskFunction
 from iscsi.wire.sense import Asc
 from shm.jit import JIT_DISABLED
 from tests.iscsi.target.managing import COMPLETE, answer, ask, out, run
-from tests.iscsi.target.serving import HOST, NAME, WAIT_S, Serving, wait_until
+from tests.iscsi.target.serving import HOST, NAME, TWO, WAIT_S, Serving, wait_until
+
+PLACEMENTS = TWO
 
 pytestmark = pytest.mark.skipif(JIT_DISABLED, reason="the loop holds the interpreter when plain")
 
@@ -34,7 +36,7 @@ class Stuck(NullBackend):
 
 
 @pytest.fixture(scope="module")
-def serving():
+def serving(placement):
     with Serving() as found:
         yield found
 

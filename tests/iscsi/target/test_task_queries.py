@@ -21,7 +21,9 @@ from tests.iscsi.target.managing import (
     manage,
     run,
 )
-from tests.iscsi.target.serving import BLOCK, NAME, Serving
+from tests.iscsi.target.serving import BLOCK, NAME, TWO, Serving
+
+PLACEMENTS = TWO
 
 pytestmark = pytest.mark.skipif(JIT_DISABLED, reason="the loop holds the interpreter when plain")
 
@@ -32,7 +34,7 @@ QUERY_EVENT = TaskFunction.QUERY_ASYNCHRONOUS_EVENT
 
 
 @pytest.fixture(scope="module")
-def serving():
+def serving(placement):
     with Serving() as found:
         yield found
 

@@ -3,6 +3,7 @@ between the first two, bytes between the last two, each step by itself. What a s
 between the halves is done here in plain Python; a post that ends twice or never fails the test.
 """
 
+import errno
 from collections import deque
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +14,7 @@ from iscsi.wire import sequencing as sn
 from iscsi.wire.initiator import InitiatorConnection, InitiatorLimits
 from iscsi.wire.initiator_task import initiator_at
 from iscsi.wire.port import PortLimits
+from iscsi.wire.runs import RUN
 from shm.jit import entry
 from shm.view import address_of
 from tests.iscsi.wire.full_feature import TURNS_MAX, Joined, login_result, memory
@@ -34,6 +36,11 @@ def event_next(conn, event):
 @entry("int64(intp, intp, int64, intp)")
 def notify_next(conn, buffer, size, event):
     return initiator_mover.notify_next(conn, buffer, size, event)
+
+
+@entry("boolean(intp, intp, intp)")
+def places_into(conn, start, end):
+    return initiator_mover.places_into(conn, start, end)
 
 
 @entry("int64(intp)")
@@ -108,7 +115,7 @@ class Split(Joined):
             control_slots=self.control_slots,
             control_data_length=self.control_data_length,
         )
-        limits = InitiatorLimits(task_count=self.tasks, port=port)
+        limits = InitiatorLimits(task_count=self.tasks, port=port, vectors=mover.VECTORS_MAX)
         size = InitiatorConnection.size(login, limits)
         self.lower_memory, self.home = memory(size), memory(size + EXTRA)
         self.lower = InitiatorConnection(address_of(self.lower_memory), login, limits)
@@ -142,6 +149,8 @@ class Split(Joined):
         if fields["opcode"] == mover.COMMAND:
             status = self.refusals.get(self.commands)
             self.commands += 1
+            if status is None and fields["arg2"] >> mover.VECTOR_SHIFT:
+                fields, status = self.resolved(fields)
         if status is None:
             self.post.fill(**fields)
             status = on_post(
@@ -154,6 +163,17 @@ class Split(Joined):
             ({"opcode": fields["opcode"], "user_data": fields["user_data"], "status": status}, b"")
         )
         return status
+
+    def resolved(self, fields):
+        """A COMMAND with its gather list as RUNs, or the status by which it is refused."""
+        count, start = fields["arg2"] >> mover.VECTOR_SHIFT, fields["more4"]
+        size = count * mover.VECTOR.itemsize
+        if count > mover.VECTORS_MAX or not 0 <= start <= self.home.size - size:
+            return fields, -errno.EINVAL
+        vectors = self.home[start : start + size].view(mover.VECTOR)
+        self.runs = np.zeros(count, RUN)  # as the engine's own: used at once
+        self.runs["address"], self.runs["length"] = vectors["offset"], vectors["length"]
+        return {**fields, "more4": address_of(self.runs)}, None
 
     def tell(self):
         """The engine makes its events."""
