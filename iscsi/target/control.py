@@ -143,7 +143,7 @@ def _serve_command(
             _serve_slowly(connection, command, asked, around)
             return
         answer = refused
-    elif _is_half_written(asked) or (_finds_whole(asked) and asked.present.is_served_by_engine):
+    elif _is_half_written(asked) or _may_be_torn(asked):
         _serve_behind_writes(connection, command, asked, around)
         return
     elif (medium := _to_find_at_rest(asked)) is not None:
@@ -250,33 +250,36 @@ def _serve_alone(
 
 def _is_half_written(asked: scsi.Command) -> bool:
     """Whether a command is to find blocks whole of which a WRITE has written a part so far."""
+    whole = _blocks_found_whole(asked)
+    return whole is not None and asked.unit is not None and asked.unit.is_half_written(*whole)
+
+
+def _blocks_found_whole(asked: scsi.Command) -> tuple[int, int] | None:
+    """The blocks (first, count) that a command is to find whole, if it has such."""
     row = scsi.row_of(asked.cdb)
-    if asked.unit is None or not isinstance(row, scsi.Row) or row.whole is None:
+    return row.whole(asked) if isinstance(row, scsi.Row) and row.whole is not None else None
+
+
+def _may_be_torn(asked: scsi.Command) -> bool:
+    """Whether a command is to find blocks whole that an engine may be writing at this moment."""
+    if asked.unit is None or not asked.unit.is_served_by_engine:
         return False
-    return asked.unit.is_half_written(*row.whole(asked))
-
-
-def _finds_whole(asked: scsi.Command) -> bool:
-    """Whether a command is to find blocks whole, which others may be writing."""
-    row = scsi.row_of(asked.cdb)
-    return asked.unit is not None and isinstance(row, scsi.Row) and row.whole is not None
+    return _blocks_found_whole(asked) is not None
 
 
 def _serve_behind_writes(
     connection: Connection, command: ColdCommand, asked: scsi.Command, around: Surroundings
 ) -> None:
     """Do a command when the WRITEs are over that have written a part of its blocks, or of which an
-    engine may place data there at any moment. Meanwhile new ones come to the cold code, which writes all of
-    their data at once: so this ends. The unit is open again only when the command is done.
+    engine may place data there at any moment. Meanwhile new ones come to the cold code, which
+    writes all of their data at once: so this ends. The unit opens only when the command is done.
     """
     protocol, unit = connection.protocol, asked.present
     assert protocol is not None, "it gave us the command"
     protocol.pin(command)
     unit.awaiting_writes += 1
     unit.refresh_gate()
-    row = scsi.row_of(asked.cdb)
-    whole = row.whole(asked) if isinstance(row, scsi.Row) and row.whole is not None else None
-    is_over = unit.fence(whole)
+    is_over = unit.fence(_blocks_found_whole(asked))
     deadline = time.monotonic() + WRITES_WAIT_S
 
     def may_run() -> bool:

@@ -174,40 +174,44 @@ class LiveChanges(Logins):
             return unit, its
 
         unit, connections = self.call(remove)
-        settled = unit.settled
 
         def is_idle() -> bool:
             medium = unit.backend.medium
             return (medium is None or not medium.jobs) and not any(
                 found.protocol is not None and found.protocol.aborted_work(lun)
                 for found in connections
+                if not found.moves  # What an engine still sends is waited for below.
             )
 
         self._wait(f"nobody works on LUN {lun}", is_idle, timeout_s)
         if unit.backend.memory and not unit.places:
-            self._stop_sending(unit, connections, timeout_s, settled)
+            self._stop_sending(unit, lun, connections, timeout_s)
         if not unit.places:
             sanitize.stop(unit)
         return unit
 
     def _stop_sending(
-        self,
-        unit: LogicalUnit,
-        connections: list[Connection],
-        timeout_s: float,
-        settled: Callable[[], bool] | None,
+        self, unit: LogicalUnit, lun: int, connections: list[Connection], timeout_s: float
     ) -> None:
         """Wait until nothing is sent from a removed unit's memory any more: it will be another's.
         Initiators that take nothing, and do not say that they have all, are disconnected.
         """
         start, end = unit.backend.memory, unit.backend.memory + unit.backend.size
 
+        settled = unit.settled
         marks = self.call(lambda: {found: found.made for found in connections})
 
         def sending() -> list[Connection]:
-            if settled is not None and not settled():
-                return [found for found in connections if found.protocol is not None]
-            return [found for found in connections if found.sends_from(start, end, marks[found])]
+            is_over = settled is None or settled()
+            return [
+                found
+                for found in connections
+                if found.protocol is not None
+                and (
+                    found.sends_from(start, end, marks[found])
+                    or (found.moves and (not is_over or found.protocol.aborted_work(lun) > 0))
+                )
+            ]
 
         def ask() -> None:
             for connection in sending():

@@ -219,6 +219,9 @@ class LogicalUnit:
         count); whether it has. Meanwhile, and for as long as the unit is not in its normal state,
         all commands come to this process.
         """
+        if blocks is not None:  # as a CDB says it: there may be no such blocks
+            first = min(blocks[0], self.blocks)
+            blocks = first, min(blocks[1], self.blocks - first)
         waits = [
             target.engine.fence(lun, blocks)
             for target, lun in self.places

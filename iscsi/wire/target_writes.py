@@ -11,7 +11,7 @@ from iscsi.wire.port import port_at
 from iscsi.wire.rx import forget_place
 from iscsi.wire.sense import ScsiStatus
 from iscsi.wire.target_command import end_spoiled, stop_get
-from iscsi.wire.target_posts import add_abort
+from iscsi.wire.target_posts import add_abort, mirror_at
 from iscsi.wire.target_task import (
     STATE_DATA_OUT,
     STATE_RESPOND,
@@ -76,7 +76,8 @@ def refuse_writes(conn: int, lun_number: int, sense: int) -> int:
             _refuse_waiting(conn, address, sense)
         else:
             _refuse_coming(conn, address, sense)
-    if mine["mirror"]:
+    # Those that the engine serves by itself; the others' GETs were stopped above.
+    if mine["mirror"] and mirror_at(mine["mirror"])[0]["serves_units"]:
         add_abort(mine["mirror"], lun_number, -1, REFUSE, sense)
     return count
 

@@ -2,6 +2,7 @@
 what is fenced writes no more, what must run alone does, and whoever dies leaves nothing.
 """
 
+import select
 import signal
 import struct
 import threading
@@ -14,11 +15,19 @@ from iscsi.target.backends import RamBackend
 from iscsi.target.scsi import pr_state
 from iscsi.target.scsi.pr_unit import reservations_of
 from iscsi.target.units import LogicalUnit
-from iscsi.wire import scsi
-from iscsi.wire.bhs import Opcode
+from iscsi.wire import scsi, text
+from iscsi.wire.bhs import Opcode, TaskFunction
 from iscsi.wire.sense import SenseKey
 from tests.e2e.running import RunningEngine, environment_of
-from tests.iscsi.target.managing import SECOND, out
+from tests.iscsi.target.managing import (
+    COMPLETE,
+    SECOND,
+    begin_write,
+    blocks,
+    finish_write,
+    manage,
+    out,
+)
 from tests.iscsi.target.medium import cdb_16
 from tests.iscsi.target.reserving import EA, PREEMPT_AND_ABORT, REGISTER
 from tests.iscsi.target.serving import BLOCK, NAME, WAIT_S, Serving, wait_until
@@ -29,8 +38,9 @@ REFUSED = 40  # refusals that a writer waits for
 PLACES = 64
 COUNTER = 200  # a block that the writers leave alone
 ROUNDS = 60
+QUIET_S = 0.3  # in which an answer would come that does not wait
 MODE_SELECT = bytes((0x15, 0x10, 0, 0, 16, 0))
-WRITE_PROTECT = bytes((0, 0, 0, 0, 0x0A, 0x0A, 0, 0x10, 0x08, 0, 0, 0, 0xFF, 0xFF, 0, 0))
+WRITE_PROTECT = bytes((0, 0, 0, 0, 0x0A, 0x0A, 0x22, 0x10, 0x08, 0, 0, 0, 0xFF, 0xFF, 0, 0))
 EJECT = bytes((0x1B, 0, 0, 0, 0x02, 0))
 
 
@@ -93,21 +103,29 @@ class Writer:
             raise self.error
 
 
-def change_mode(session):
-    data = WRITE_PROTECT
-    session.command(MODE_SELECT.ljust(16, b"\0"), data, length=len(data), write=1)
+def ask_for_protection(session):
+    session.command(MODE_SELECT.ljust(16, b"\0"), WRITE_PROTECT, length=16, write=1)
+
+
+def ask_to_eject(session):
+    session.command(EJECT.ljust(16, b"\0"))
+
+
+def protect(session):
+    ask_for_protection(session)
     assert session.take()[0].status == 0
 
 
 def eject(session):
-    assert ask(session, EJECT)[0] == 0
+    ask_to_eject(session)
+    assert session.take()[0].status == 0
 
 
 def preempt(session):
     assert out(session, PREEMPT_AND_ABORT, 0xB2, 0xA1, EA) == 0
 
 
-@pytest.mark.parametrize("fence", [preempt, change_mode, eject])
+@pytest.mark.parametrize("fence", [preempt, protect, eject])
 def test_nothing_of_what_is_fenced_reaches_the_medium_after_the_answer(serving, fence):
     with serving.log_in(initiator=SECOND, isid=0x80AABBCC0002) as other:
         other.clear_attention()
@@ -123,6 +141,63 @@ def test_nothing_of_what_is_fenced_reaches_the_medium_after_the_answer(serving, 
             assert not writer.error
             assert (serving.disk.array == seen).all()
         other.log_out()
+
+
+@pytest.mark.parametrize("change", [ask_for_protection, ask_to_eject])
+def test_a_change_is_answered_when_the_engines_writes_are_over(serving, change):
+    with serving.log_in() as one, serving.log_in(initiator=SECOND, isid=0x80AABBCC0002) as other:
+        one.clear_attention()
+        other.clear_attention()
+        tag, _, r2t = begin_write(one, 10, 2)
+        change(other)
+        assert not select.select([other.socket], [], [], QUIET_S)[0]
+        finish_write(one, tag, r2t, b"w" * (2 * BLOCK))
+        assert one.take()[0].status == 0
+        assert other.take()[0].status == 0
+        assert one.write(0, b"x" * BLOCK).status != 0
+        assert blocks(serving, 10, 2) == b"w" * (2 * BLOCK)
+
+
+def test_a_reset_ends_an_engines_writes_before_it_is_answered(serving):
+    before = blocks(serving, 10, 64)
+    with serving.log_in() as one, serving.log_in(initiator=SECOND, isid=0x80AABBCC0002) as other:
+        one.clear_attention()
+        other.clear_attention()
+        begun = [begin_write(one, lba, 2) for lba in range(10, 42, 2)]
+        assert manage(other, TaskFunction.LOGICAL_UNIT_RESET) is COMPLETE
+        for tag, _, r2t in begun:
+            finish_write(one, tag, r2t, b"w" * (2 * BLOCK))
+        one.request(Opcode.NOP_OUT, ttt=0xFFFFFFFF, immediate=1)
+        assert one.take()[0].opcode is Opcode.NOP_IN
+        assert blocks(serving, 10, 64) == before
+
+
+@pytest.mark.parametrize("placement", ["datamover", "engine"])
+def test_an_initiator_that_owes_data_to_an_engine_is_let_go(placement):
+    with (
+        Serving(placement=placement, data_timeout_s=0.5, linger_s=0.2) as serving,
+        serving.log_in() as raw,
+        serving.log_in(isid=9) as other,
+    ):
+        raw.clear_attention()
+        other.clear_attention()
+        begin_write(raw, 10, 4)
+        assert raw.take()[0].opcode is Opcode.ASYNC_MESSAGE
+        assert raw.is_closed()
+        assert serving.counts["data overdue"] == 1
+        assert other.write(0, bytes(BLOCK)).status == 0
+
+
+@pytest.mark.parametrize("placement", ["datamover", "engine"])
+def test_an_initiator_may_want_shorter_segments_later(placement):
+    with Serving(placement=placement) as serving, serving.log_in() as raw:
+        raw.clear_attention()
+        data = text.encode([("MaxRecvDataSegmentLength", "1024")])
+        raw.request(Opcode.TEXT_REQUEST, data, ttt=0xFFFFFFFF, final=1)
+        assert raw.take()[0].opcode is Opcode.TEXT_RESPONSE
+        raw.command(scsi.read_16(0, 8), length=8 * BLOCK, read=1)
+        seen = [len(raw.take()[1]) for _ in range(4)]
+        assert seen == [1024] * 4
 
 
 def let_it_hold(serving):
@@ -148,6 +223,7 @@ def test_counting_by_compare_and_write_loses_nothing_beside_an_engines_writes(se
                 done = 0
                 while done < ROUNDS:
                     old = raw.read(COUNTER, 1)
+                    assert old == old[:4] * (BLOCK // 4), "half of a block that was written whole"
                     number = struct.unpack_from(">I", old)[0] + 1
                     new = struct.pack(">I", number) * (BLOCK // 4)
                     status, sense, _ = ask(raw, cdb_16(0x89, COUNTER, 1), old + new)

@@ -14,6 +14,7 @@ import iscsi.target.server  # fills the cache while tests are collected
 from iscsi.session.errors import NoSuchUnit
 from iscsi.wire.errors import LoginRejected, LoginStatus
 from shm.jit import JIT_DISABLED
+from tests.e2e.running import RunningEngine
 from tests.iscsi.target.serving import Raw
 from tests.iscsi.tools.running import Serving, Shell
 
@@ -447,3 +448,26 @@ def test_a_control_path_that_is_a_file_is_left_alone(shell, tmp_path):
     words = ("--ram", "1M", "--portal", "127.0.0.1:0", "--control", precious)
     assert "no socket" in shell.fails("target", "serve", *words)
     assert precious.read_text() == "data"
+
+
+def test_a_placement_that_nobody_knows_is_refused(shell, tmp_path):
+    said = shell.fails("target", "serve", "--placement", "elsewhere", code=2)
+    assert "stream, datamover, engine" in said
+    path = config(tmp_path, '[server]\nplacement = "motor"\n' + target(lun(0)))
+    said = shell.fails("target", "serve", "--config", path, code=2)
+    assert "stream, datamover, engine" in said
+
+
+def test_an_engine_serves_units_and_outlives_a_server_that_is_killed(shell):
+    with RunningEngine(shell.runtime) as engine:
+        flags = ("--ram", "4M", "--engine", engine.name, "--placement", "engine")
+        with Serving(shell, *flags, "--iqn", IQN) as server, Raw(server.port).log_in(IQN) as raw:
+            raw.clear_attention()
+            assert raw.write(16, b"\x5a" * 4096).status == 0
+            assert raw.read(16, 8) == b"\x5a" * 4096
+            (unit,) = shell.json("target", "stat")["targets"][0]["units"]
+            assert (unit["reads"], unit["written_bytes"]) == (1, 4096)
+            server.end(signal.SIGKILL)
+            assert raw.is_closed()
+        with Serving(shell, *flags) as server, iscsi.open(server.urls[0]) as disk:
+            assert disk.read(16, 8) == bytes(4096)
