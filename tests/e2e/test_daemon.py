@@ -25,6 +25,7 @@ from host.errors import (
     EngineRefused,
 )
 from shm.operations import FLUSHED
+from tests.e2e import worker
 from tests.e2e.honest import Echo
 from tests.e2e.running import ROOT, RunningEngine, environment_of, json_of, wait_until
 
@@ -388,35 +389,9 @@ def test_limits_are_refusals_that_name_their_setting(tmp_path):
 
 
 def test_a_nopython_worker_uses_the_same_channel(engine):
-    from host import native
-    from shm.channel import UNSOLICITED
-    from shm.jit import entry
-    from shm.records import NEVER, cqe_at
-
-    @entry("int64(intp, int64, int64, intp, intp, int64, int64)")
-    def bounce(context, client, server, out, back, length, rounds):
-        completed = 0
-        for turn in range(rounds):
-            native.post_recv(context, server, 2 * turn, back, length, 1 << 8)
-            native.post_send(context, client, 2 * turn + 1, out, length, 0)
-            native.flush(context)
-            waiting = 2
-            while waiting > 0:
-                native.wait_n(context, waiting, NEVER, NEVER, NEVER)
-                found = native.next_completion(context)
-                while found != 0:
-                    cqe = cqe_at(found)[0]
-                    if cqe["status"] != 0 or cqe["flags"] & UNSOLICITED != 0:
-                        return -1
-                    native.consume_completion(context)
-                    waiting -= 1
-                    completed += 1
-                    found = native.next_completion(context)
-        return completed
-
     with Echo(engine) as echo:
         echo.out.array[:] = np.arange(4096, dtype=np.uint16).view(np.uint8)[:4096]
-        done = bounce(
+        done = worker.bounce(
             echo.channel.context, echo.client, echo.server, echo.out.address, echo.back.address,
             4096, 200,
         )  # fmt: skip
