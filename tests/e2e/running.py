@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-START_S = 110
+START_S = 240
 SETTLE_S = 20
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
