@@ -102,7 +102,7 @@ def build_target(
     count = limits.task_count
     build_port(conn, at, limits.port, connection, count)
     mine = target_at(conn)[0]
-    mine["exp_cmd_sn"], mine["max_cmd_sn"] = cmd_sn, sn.add(cmd_sn, limits.window - 1)
+    mine["exp_cmd_sn"], mine["max_cmd_sn"] = cmd_sn, (cmd_sn + limits.window - 1) & sn.MASK
     mine["stat_sn"] = stat_sn
     for name in ("first_burst_length", "max_burst_length", "immediate_data", "initial_r2t"):
         mine[name] = getattr(session, name)

@@ -67,7 +67,8 @@ def test_modules_are_found_through_every_form_of_import(tmp_path, monkeypatch):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.delitem(sys.modules, "host", raising=False)
+    for package in ("host", "bench"):
+        monkeypatch.delitem(sys.modules, package, raising=False)
     found = reachable("bench.fa")
     imported._file_of.cache_clear()
     names = {name.removesuffix(".py").replace("/", ".") for name in files}
