@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 PORT = 3260
 UNIT_BYTES = 32 << 20
 DISK_BYTES = 96 << 20
-READY_S = 150
+READY_S = 300
 TOOLS = ("e2fsck", "debugfs", "gcc")
 # Compiled code that an emulated processor can run too, and finds in this machine's cache.
 PORTABLE = {"NUMBA_CPU_NAME": "x86-64-v2", "NUMBA_CPU_FEATURES": "", "PYTHONPATH": str(ROOT)}

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.guest,
     pytest.mark.slow,
     pytest.mark.interop(*QEMU_TOOLS, *plug.TOOLS),
-    pytest.mark.timeout(360),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(JIT_DISABLED, reason="the server's loop is compiled"),
 ]
 
