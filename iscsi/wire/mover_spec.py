@@ -13,7 +13,7 @@ from iscsi.wire.initiator_task import InitiatorLimits, build_initiator, initiato
 from iscsi.wire.keys import ConnectionParams, SessionParams
 from iscsi.wire.lun import GATE_CLOSED
 from iscsi.wire.mover import LAYOUT, VECTORS_MAX
-from iscsi.wire.port import PortLimits
+from iscsi.wire.port import PortLimits, copies_size, lend_copies
 from iscsi.wire.target_block import TargetLimits, build_target, target_size
 from iscsi.wire.target_mover import build_lower_half, lower_size
 from iscsi.wire.target_task import target_at
@@ -25,6 +25,8 @@ SEGMENT_MAX: Final = (1 << 24) - 1  # bytes a DataSegmentLength can say
 TX_ENTRIES_MAX: Final = 4096
 CONTROL_SLOTS_MAX: Final = 8192
 CONTROL_LENGTH_MAX: Final = 1 << 16
+COPY_SIZE: Final = 64 << 10
+COPY_COUNT: Final = 16  # a power of two; 1 MiB a connection with a data digest
 COLD_LENGTH_MAX: Final = 1 << 16
 UNITS_MAX: Final = 1 << 14
 SN_MAX: Final = 0xFFFFFFFF
@@ -125,7 +127,17 @@ class MoverSpec:
         """Bytes of the connection's block."""
         if self.role == INITIATOR:
             return initiator_size(self.session, self._initiator)
-        return _whole(target_size(self._target, self.units)) + lower_size(self._target)
+        halves = _whole(target_size(self._target, self.units)) + _whole(lower_size(self._target))
+        return halves + copies_size(*self._copies)
+
+    @property
+    def _copies(self) -> tuple[int, int]:
+        """Size and count of the copies a target sends from, so that a digest fits data of a unit
+        that is written meanwhile (docs/decisions/0012).
+        """
+        if not self.connection.data_digest:
+            return 0, 0
+        return COPY_SIZE, min(COPY_COUNT, self.port.tx_entries)
 
     def build(self, address: int, luns: int = 0) -> None:
         """Make the connection's lower half in zeroed memory. `luns`: a target's LUN table."""
@@ -157,6 +169,9 @@ class MoverSpec:
         )
         lower = address + _whole(target_size(self._target, self.units))
         build_lower_half(address, lower, self._target)
+        if self.connection.data_digest:
+            copies = lower + _whole(lower_size(self._target))
+            lend_copies(address, copies, *self._copies)
         if self.units:  # The host says what may be served, before anything is.
             gates = int(target_at(address)[0]["nexus"])
             window(gates, self.units, np.int64)[:] = GATE_CLOSED
