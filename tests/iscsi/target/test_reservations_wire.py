@@ -27,29 +27,6 @@ PLACEMENTS = TWO
 pytestmark = pytest.mark.skipif(JIT_DISABLED, reason="the loop holds the interpreter when plain")
 
 
-@pytest.fixture(scope="module")
-def serving(placement):
-    with Serving() as found:
-        yield found
-
-
-@pytest.fixture
-def first(serving):
-    with serving.log_in() as session:
-        for lun in (0, 1):
-            session.clear_attention(lun)
-        yield session
-    serving.wait_idle()
-
-
-@pytest.fixture
-def second(serving):
-    with serving.log_in(initiator=SECOND, isid=0x80AABBCC0002) as session:
-        for lun in (0, 1):
-            session.clear_attention(lun)
-        yield session
-
-
 @pytest.fixture
 def released(first):
     """Nothing is registered afterwards."""

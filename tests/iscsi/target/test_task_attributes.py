@@ -19,7 +19,7 @@ from tests.iscsi.target.managing import (
     manage,
     run,
 )
-from tests.iscsi.target.serving import BLOCK, BLOCKS, TWO, Serving, wait_until
+from tests.iscsi.target.serving import BLOCK, BLOCKS, TWO, wait_until
 
 PLACEMENTS = TWO
 
@@ -30,12 +30,6 @@ HEAD_OF_QUEUE = TaskAttribute.HEAD_OF_QUEUE
 OLD, NEW = b"o" * BLOCK, b"n" * BLOCK
 
 
-@pytest.fixture(scope="module")
-def serving(placement):
-    with Serving() as found:
-        yield found
-
-
 @pytest.fixture
 def first(serving):
     with serving.log_in() as session:
@@ -44,14 +38,6 @@ def first(serving):
         assert session.write(0, OLD).status == 0
         yield session
     serving.wait_idle()
-
-
-@pytest.fixture
-def second(serving):
-    with serving.log_in(initiator=SECOND, isid=0x80AABBCC0002) as session:
-        for lun in (0, 1):
-            session.clear_attention(lun)
-        yield session
 
 
 def write(session, lba, data, attribute):

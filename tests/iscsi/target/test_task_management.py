@@ -20,34 +20,11 @@ from tests.iscsi.target.managing import (
     manage,
     run,
 )
-from tests.iscsi.target.serving import BLOCK, EVERYWHERE, OTHER, Serving
+from tests.iscsi.target.serving import BLOCK, EVERYWHERE, OTHER
 
 PLACEMENTS = EVERYWHERE
 
 pytestmark = pytest.mark.skipif(JIT_DISABLED, reason="the loop holds the interpreter when plain")
-
-
-@pytest.fixture(scope="module")
-def serving(placement):
-    with Serving() as found:
-        yield found
-
-
-@pytest.fixture
-def first(serving):
-    with serving.log_in() as session:
-        for lun in (0, 1):
-            session.clear_attention(lun)
-        yield session
-    serving.wait_idle()
-
-
-@pytest.fixture
-def second(serving):
-    with serving.log_in(initiator=SECOND, isid=0x80AABBCC0002) as session:
-        for lun in (0, 1):
-            session.clear_attention(lun)
-        yield session
 
 
 # --- one task ------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from shm.jit import JIT_DISABLED
 from tests.iscsi.target.managing import (
     COMPLETE,
     RESERVE_6,
-    SECOND,
     ask,
     begin_write,
     blocks,
@@ -21,7 +20,7 @@ from tests.iscsi.target.managing import (
     manage,
     run,
 )
-from tests.iscsi.target.serving import BLOCK, NAME, TWO, Serving
+from tests.iscsi.target.serving import BLOCK, NAME, TWO
 
 PLACEMENTS = TWO
 
@@ -33,12 +32,6 @@ LEVEL_2 = Proposal(SessionParams(iscsi_protocol_level=2))
 QUERY_EVENT = TaskFunction.QUERY_ASYNCHRONOUS_EVENT
 
 
-@pytest.fixture(scope="module")
-def serving(placement):
-    with Serving() as found:
-        yield found
-
-
 @pytest.fixture
 def first(serving):
     with serving.log_in(proposal=LEVEL_2) as session:
@@ -46,14 +39,6 @@ def first(serving):
             session.clear_attention(lun)
         yield session
     serving.wait_idle()
-
-
-@pytest.fixture
-def second(serving):
-    with serving.log_in(initiator=SECOND, isid=0x80AABBCC0002) as session:
-        for lun in (0, 1):
-            session.clear_attention(lun)
-        yield session
 
 
 def test_a_task_is_there_until_it_is_answered(first, second):
