@@ -19,6 +19,7 @@ _EXPORTS = {
     "Buffer": "host.memory",
     "Channel": "host.channel",
     "Completion": "host.channel",
+    "Group": "host.group",
     "WaitResult": "host.channel",
     "AsyncChannel": "host.aio",
     "HostError": "host.errors",

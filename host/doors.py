@@ -76,6 +76,12 @@ def wait_n(context: int, n: int, min_wait_at_ns: int, deadline_ns: int, tick_at_
     return native.wait_n(context, n, min_wait_at_ns, deadline_ns, tick_at_ns)
 
 
+@entry("int64(intp, int64, int64)")
+def wait_group(group: int, deadline_ns: int, tick_at_ns: int) -> int:
+    """`native.wait_group`: the reason."""
+    return native.wait_group(group, deadline_ns, tick_at_ns)
+
+
 @entry("int64(intp, int64)")
 def ready_count(context: int, limit: int) -> int:
     """Completions, up to `limit`, that could be polled now."""

@@ -65,7 +65,7 @@ class EngineHandle:
         self._channels: dict[PostingChannel, tuple[int, Segment, int, int]] = {}
         self._dead = False
         self._stale: set[PostingChannel] = set()  # channels of an engine that is gone
-        self._arenas = Arenas(self._register, arena_size)
+        self._arenas = Arenas(self._register, arena_size, self)
         try:
             self.info = self._hello()
         except BaseException:
@@ -164,29 +164,77 @@ class EngineHandle:
         """A buffer the engine may touch. Raises ValueError, SegmentError or EngineRefused."""
         return self._arenas.alloc(size)
 
-    def channel(self, work: int = RING_CAPACITY, events: int = RING_CAPACITY) -> Channel:
+    @property
+    def engine(self) -> int:
+        """The number of the engine that channels go to unless another is named."""
+        return int(self.info["engine"])
+
+    @property
+    def engine_count(self) -> int:
+        """How many engines its process has; they are numbered from 0 on."""
+        return int(self.info["engines"])
+
+    def share(self, region: int, engine: int) -> int:
+        """The id of a region at another engine. For `host.memory`."""
+        return int(self._call({"call": "share", "region": region, "engine": engine})["region"])
+
+    def unregister(self, region: int) -> None:
+        """Forget a region on which nothing is outstanding. For `host.memory`."""
+        with contextlib.suppress(EngineDied, EngineRefused):
+            self._call({"call": "unregister", "region": region})
+
+    def channel(
+        self,
+        work: int = RING_CAPACITY,
+        events: int = RING_CAPACITY,
+        *,
+        engine: int | None = None,
+        beside: PostingChannel | None = None,
+    ) -> Channel:
         """Open a channel for the calling thread; capacities are powers of two.
 
-        Raises ValueError for capacities that cannot be, EngineRefused when the engine is full.
+        `engine`: the number of another engine of the same process. `beside`: a channel of this
+        thread whose wake word is to be this one's too, so that `host.group` can sleep for both; it
+        is closed after this one. Raises ValueError for capacities that cannot be, EngineRefused
+        when the engine is full or there is none with that number.
         """
         if self._is_inherited:
             raise WrongThread("this engine handle is the parent's: connect again in the child")
+        message: dict[str, Any] = {"call": "attach", "work": work, "events": events}
+        mappings = None
+        if engine is not None and engine != self.engine:
+            if not 0 <= engine < self.engine_count:
+                raise EngineRefused(f"there is no engine {engine}: it has {self.engine_count}")
+            message["engine"], mappings = engine, self._arenas.mappings_at(engine)
+        if beside is not None:
+            message["beside"] = self._channels[beside][0]
         size = channel_size(work, events)
         segment = create(size, KIND_CHANNEL, header=True)
         initialise(segment.address, work, events)
         publish(segment)
         try:
-            answer, (bell, wake) = self._call_with_descriptors(
-                {"call": "attach", "work": work, "events": events}, [segment.descriptor]
-            )
+            answer, (bell, wake) = self._call_with_descriptors(message, [segment.descriptor])
         except BaseException:
             segment.close()
             raise
-        channel = Channel(self, self._arenas, segment.array, (work, events), bell, wake)
+        channel = Channel(self, self._arenas, segment.array, (work, events), bell, wake, mappings)
+        if beside is not None:
+            channel.sleep_beside(beside.wake_owner)
         self._channels[channel] = (int(answer["channel"]), segment, bell, wake)
         if self._dead:
             channel.mark(STATE_DEAD)
         return channel
+
+    def move(self, channel: PostingChannel, endpoint: int, to: PostingChannel) -> int:
+        """Have a connection on which nothing is outstanding become an endpoint of another channel,
+        of whatever engine of this process: its id there. What it counts begins anew. Bytes that
+        have come stay in it.
+
+        Raises EngineRefused; then it is where it was, or closed if the other engine is full.
+        """
+        source, target = self._channels[channel][0], self._channels[to][0]
+        answer = self._call({"call": "move", "channel": source, "endpoint": endpoint, "to": target})
+        return int(answer["endpoint"])
 
     def forget(self, channel: PostingChannel) -> None:
         """Detach a closed channel; the engine lets go of its endpoints before this returns."""
@@ -234,7 +282,8 @@ class EngineHandle:
 
     def close(self) -> None:
         """Close every channel and the connection. Idempotent."""
-        for channel in list(self._channels):
+        # A channel that has its wake word in another one was opened after that.
+        for channel in reversed(list(self._channels)):
             channel.close()
         if self._connection.fileno() >= 0:
             if not self._is_inherited:

@@ -87,9 +87,27 @@ class InlineHandle:
         """A buffer the engine may touch."""
         return self._arenas.alloc(size)
 
-    def channel(self, work: int = RING_CAPACITY, events: int = RING_CAPACITY) -> Channel:
+    @property
+    def engine(self) -> int:
+        """The number of its only engine."""
+        return 0
+
+    @property
+    def engine_count(self) -> int:
+        """How many engines there are in this thread."""
+        return 1
+
+    def channel(
+        self,
+        work: int = RING_CAPACITY,
+        events: int = RING_CAPACITY,
+        *,
+        engine: int | None = None,
+    ) -> Channel:
         """Open a channel; capacities are powers of two."""
         self._check()
+        if engine not in (None, 0):
+            raise EngineRefused(f"there is no engine {engine}: inline there is one")
         if not self._numbers:
             raise EngineRefused(f"an inline engine has {LIMITS.channels - 1} channels")
         segment = create(channel_size(work, events), KIND_CHANNEL, header=True)

@@ -8,7 +8,7 @@ no copy lies between it and the engine.
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,16 @@ from shm.view import address_of
 ARENA_SIZE: Final = 4 << 20
 BUFFER_MIN: Final = 64
 Register = Callable[[Segment], int]
+
+
+class Elsewhere(Protocol):
+    """How other engines of the same process come to know what one knows."""
+
+    def share(self, region: int, engine: int) -> int:
+        """The id of a region at another engine. Raises EngineRefused."""
+
+    def unregister(self, region: int) -> None:
+        """Forget a region."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,9 +77,18 @@ class Buffer:
 
 
 class Arenas:
-    """All arenas of one engine handle, and the table by which compiled code names their memory."""
+    """All arenas of one engine handle, and the tables by which compiled code names their memory:
+    one for the handle's own engine, and one for each other engine that it has channels to.
+    """
 
-    def __init__(self, register: Register, arena_size: int = ARENA_SIZE) -> None:
+    def __init__(
+        self,
+        register: Register,
+        arena_size: int = ARENA_SIZE,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
+        self._elsewhere = elsewhere
+        self._others: dict[int, NDArray[Any]] = {}
         self._lock = threading.Lock()  # Each thread has its channel, all have the same memory.
         self._register = register
         self._arena_size = arena_size
@@ -120,23 +139,54 @@ class Arenas:
         segment = create(round_up(size))
         try:
             region = self._register(segment)
+            others = self._tell_others(region)
         except BaseException:
             segment.close()
             raise
         self._segments.append(segment)
-        mapping = self.mappings[self.mapping_count]
-        mapping["address"], mapping["size"] = segment.address, segment.size
-        mapping["region"], mapping["offset"] = region, 0
+        place = self.mapping_count
+        for mappings, known in [(self.mappings, region), *others]:
+            mappings[place]["address"], mappings[place]["size"] = segment.address, segment.size
+            mappings[place]["region"], mappings[place]["offset"] = known, 0
         self.mapping_count += 1
         for changed in self.on_change:
             changed()
         return segment.array
+
+    def _tell_others(self, region: int) -> list[tuple[NDArray[Any], int]]:
+        """Have the other engines know a new region: their tables, and its id there."""
+        if self._elsewhere is None:
+            return []
+        try:
+            return [
+                (mappings, self._elsewhere.share(region, engine))
+                for engine, mappings in self._others.items()
+            ]
+        except BaseException:
+            self._elsewhere.unregister(region)
+            raise
+
+    def mappings_at(self, engine: int) -> NDArray[Any]:
+        """The table for another engine of the same process, which knows all memory from then on.
+
+        Raises EngineRefused when it has no place for a region.
+        """
+        with self._lock:
+            if engine not in self._others:
+                assert self._elsewhere is not None, "there are other engines"
+                mappings = self.mappings.copy()
+                for place in range(self.mapping_count):
+                    region = int(self.mappings[place]["region"])
+                    mappings[place]["region"] = self._elsewhere.share(region, engine)
+                self._others[engine] = mappings
+            return self._others[engine]
 
     def register_again(self) -> None:
         """Name all memory to another engine. Nothing changes unless all of it is accepted."""
         with self._lock:
             regions = [self._register(segment) for segment in self._segments]
             self.mappings["region"][: self.mapping_count] = regions
+            self._others.clear()
 
     def close(self) -> None:
         """Unmap everything. Arrays that still exist keep their own pages until they go."""

@@ -7,8 +7,8 @@ signals and ticks so that Python gets to look.
 
 from typing import Final
 
-from host.records import MAPPING_SIZE, context_at, mapping_at
-from shm.atomics import load_acquire
+from host.records import MAPPING_SIZE, context_at, group_at, mapping_at
+from shm.atomics import load_acquire, pause
 from shm.call import call_address
 from shm.channel import (
     H_CONSUMER,
@@ -26,7 +26,7 @@ from shm.channel import next_completion as _next
 from shm.doorbell import ring_if_needed
 from shm.jit import nopython
 from shm.libc import monotonic_ns
-from shm.memory import copy_bytes
+from shm.memory import copy_bytes, load_64
 from shm.operations import (
     ACCEPT,
     CANCEL,
@@ -39,9 +39,9 @@ from shm.operations import (
     SHUTDOWN,
     SOCKET_ADDRESS_MAX,
 )
-from shm.records import STATE_RUNNING, waiter_at, wqe_at
+from shm.records import NEVER, STATE_RUNNING, waiter_at, wqe_at
 from shm.ring import claim, is_published, ready
-from shm.wait import DEADLINE, MIN_WAIT, PEER, SIGNAL, THRESHOLD, TICK, spin_n
+from shm.wait import DEADLINE, MIN_WAIT, PEER, SIGNAL, THRESHOLD, TICK, spin_n, wait_any
 from shm.wait import wait_n as _wait_n
 
 __all__ = ["MORE", "RECEIVE_EXACT", "UNSIGNALLED"]
@@ -228,6 +228,24 @@ def wait_n(context: int, n: int, min_wait_at_ns: int, deadline_ns: int, tick_at_
     if mine["spin_rounds"] > 0 and spin_n(consumer, want, mine["spin_rounds"]):
         return THRESHOLD
     return _wait_n(consumer, waiter, want, min_wait_at_ns, deadline_ns, tick_at_ns)
+
+
+@nopython
+def wait_group(group: int, deadline_ns: int, tick_at_ns: int) -> int:
+    """Sleep until a completion is there on any channel of a GROUP. Reasons and times as of
+    `wait_n`. Consumes nothing.
+    """
+    mine = group_at(group)[0]
+    first = load_64(mine["contexts"])
+    if mine["count"] == 1:
+        return wait_n(first, 1, NEVER, deadline_ns, tick_at_ns)
+    for _ in range(context_at(first)[0]["spin_rounds"]):
+        for place in range(mine["count"]):
+            channel = context_at(load_64(mine["contexts"] + 8 * place))[0]["channel"]
+            if is_published(channel + H_CONSUMER, 0):
+                return THRESHOLD
+        pause()
+    return wait_any(mine["watched"], mine["count"], deadline_ns, tick_at_ns)
 
 
 @nopython

@@ -20,12 +20,15 @@ from host.errors import EngineDied, NothingOutstanding, WrongThread
 from host.memory import Buffer
 from host.records import CONTEXT
 from shm.channel import (
+    H_CONSUMER,
+    H_WAITER,
     HOST_CHANNEL,
     LEDGER,
     UNSIGNALLED,
     bind_host,
     keep_ledger,
     outstanding_limit,
+    share_wait,
 )
 from shm.layout import offset
 from shm.operations import (
@@ -86,8 +89,11 @@ class PostingChannel:
         capacities: tuple[int, int],
         bell: int,
         wake_descriptor: int,
+        mappings: NDArray[Any] | None = None,
     ) -> None:
+        """`mappings`: of another engine than the one whose memory `arenas` names."""
         self._owner, self._arenas, self._shared = owner, arenas, shared
+        self._mappings: NDArray[Any] = arenas.mappings if mappings is None else mappings
         self.work_capacity, self.event_capacity = capacities
         self.wake_descriptor = wake_descriptor
         self._thread, self._forks = threading.get_ident(), _forks
@@ -99,7 +105,7 @@ class PostingChannel:
         keep_ledger(address_of(self._state), address_of(self._ledger), address_of(self._tickets))
         self._context = np.zeros(1, CONTEXT)
         self._context[0]["channel"] = address_of(self._state)
-        self._context[0]["mappings"] = address_of(arenas.mappings)
+        self._context[0]["mappings"] = address_of(self._mappings)
         self._map()
         arenas.on_change.append(self._map)
         self._out = np.zeros(POLL_MAX, CQE)
@@ -112,6 +118,7 @@ class PostingChannel:
         self._closed = False
         self._flushed = False
         self._poller_descriptor = -1
+        self._neighbour: PostingChannel | None = None
 
     def _map(self) -> None:
         self._context[0]["mapping_count"] = self._arenas.mapping_count
@@ -140,6 +147,26 @@ class PostingChannel:
             "sleeps": int(state["waiter"]["sleeps"]),
             "doorbells": int(state["ringer"]["rings"]),
         }
+
+    def sleep_beside(self, first: "PostingChannel") -> None:
+        """Have this channel's waiter sleep on the wake word of another one, `host.group` for both.
+
+        Its engine was told so when the channel was attached.
+        """
+        share_wait(address_of(self._state), address_of(first._shared))
+        self._neighbour = first
+
+    @property
+    def wake_owner(self) -> "PostingChannel":
+        """The channel whose wake word this one has."""
+        return self if self._neighbour is None else self._neighbour
+
+    @property
+    def watched(self) -> tuple[int, int]:
+        """Addresses of its consumer and its waiter, for `shm.wait.wait_any`."""
+        self._check()
+        state = address_of(self._state)
+        return state + H_CONSUMER, state + H_WAITER
 
     def run_inline(self, run: int, engine: int, descriptor: int) -> None:
         """Tie the channel to an engine in this thread: addresses of its cycle and its record."""
@@ -200,8 +227,7 @@ class PostingChannel:
 
     def name_memory(self, address: int, size: int) -> tuple[int, int]:
         """How the engine knows shared memory of this process: region and offset. ValueError."""
-        mappings = self._arenas.mappings[: self._arenas.mapping_count]
-        for mapping in mappings:
+        for mapping in self._mappings[: self._arenas.mapping_count]:
             start = address - int(mapping["address"])
             if start >= 0 and start + size <= int(mapping["size"]):
                 return int(mapping["region"]), start + int(mapping["offset"])

@@ -24,6 +24,14 @@ CONTEXT: Final = record(
     Field("spin_rounds", "<i8"),  # polls before a wait sleeps
     size=64,
 )
+# Channels of one thread with one wake word (`host.group`).
+GROUP: Final = record(
+    Field("count", "<i8"),
+    Field("contexts", "<i8"),  # address of int64[count]: each one's CONTEXT
+    Field("watched", "<i8"),  # address of WATCHED[count]
+    size=32,
+)
 context_at = opener(CONTEXT)
+group_at = opener(GROUP)
 mapping_at = opener(MAPPING)
 MAPPING_SIZE: Final = MAPPING.itemsize

@@ -1,8 +1,9 @@
 """Clients as the control plane knows them: their channels, regions and mappings.
 
-A client belongs to one engine. Whatever it handed over is checked here before the engine hears of
-it: memory must be ordinary shared memory of the announced size; bells and wake sockets are made
-here, because whoever shares a descriptor's flags could make the engine block on it.
+A client has one engine by default, and may open channels to the others. Whatever it handed over is
+checked here before an engine hears of it: memory must be ordinary shared memory of the announced
+size; bells and wake sockets are made here, because whoever shares a descriptor's flags could make
+the engine block on it.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import socket
 import stat
 import struct
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -20,8 +21,11 @@ from iscsi.wire.mover_spec import MoverSpec
 from ppe.cycle.control_port import EngineSilent
 from ppe.cycle.guard import Guards
 from ppe.engine_thread import EngineThread
-from shm.channel import ENGINE_CHANNEL, bind_engine, channel_size
+from shm.channel import ENGINE_CHANNEL, bind_engine, channel_size, share_wake
 from shm.segment import DIRECTORY, KIND_CHANNEL, Segment, check_header, map_descriptor, round_up
+
+
+ROW_BITS: Final = 16
 
 
 class Refused(Exception):
@@ -37,12 +41,27 @@ class Mapping:
 
 
 @dataclass(slots=True)
-class ChannelHold:
-    """What the control plane keeps for a channel."""
+class Region:
+    """A client's memory as engines know it: each has an id of its own for it. Clients name it by
+    the id of their own engine.
+    """
 
+    mapping: Mapping
+    ids: dict[int, int]  # by the engine's number
+
+
+@dataclass(slots=True)
+class ChannelHold:
+    """What the control plane keeps for a channel: row `row` of an engine. `beside`: the channel in
+    whose memory its wake word lies, if not in its own.
+    """
+
+    engine: EngineThread
+    row: int
     mapping: Mapping
     bell: int
     wake: socket.socket
+    beside: "ChannelHold | None"
 
 
 @dataclass(slots=True)
@@ -54,10 +73,15 @@ class Client:
     pid: int
     uid: int
     engine: EngineThread
-    channels: dict[int, ChannelHold] = field(default_factory=dict)
-    regions: dict[int, Mapping] = field(default_factory=dict)
+    channels: dict[int, ChannelHold] = field(default_factory=dict)  # by number_of
+    regions: dict[int, Region] = field(default_factory=dict)  # by the id of its own engine
     memory: int = 0
     greeted: bool = False
+
+
+def number_of(engine: EngineThread, row: int) -> int:
+    """What a client calls a channel."""
+    return engine.number << ROW_BITS | row
 
 
 def peer_of(connection: socket.socket) -> tuple[int, int]:
@@ -119,17 +143,41 @@ class Registry:
         client.memory -= mapping.segment.size
         mapping.segment.close()
 
+    def _engine(self, client: Client, number: Any) -> EngineThread:
+        """The engine a client names, its own for None."""
+        if number is None:
+            return client.engine
+        for engine in self._rows:
+            if type(number) is int and engine.number == number:
+                return engine
+        raise Refused(f"there is no engine {number}: the numbers are 0 to {len(self._rows) - 1}")
+
+    def _hold(self, client: Client, channel: Any) -> ChannelHold:
+        """A channel of a client's."""
+        hold = client.channels.get(channel) if type(channel) is int else None
+        if hold is None:
+            raise Refused(f"channel {channel} is not this client's")
+        return hold
+
     def attach(
-        self, client: Client, work: Any, events: Any, descriptors: list[int]
+        self, client: Client, message: dict[str, Any], descriptors: list[int]
     ) -> tuple[int, list[int]]:
-        """Make a channel. Returns its number and the two descriptors the client gets."""
-        if len(descriptors) != 1 or not isinstance(work, int) or not isinstance(events, int):
+        """Make a channel. Returns its number and the two descriptors the client gets. `beside`
+        names a channel of the client's whose wake word is to be this one's too.
+        """
+        work, events = message.get("work"), message.get("events")
+        if len(descriptors) != 1 or type(work) is not int or type(events) is not int:
             raise Refused("attach needs two capacities and one descriptor")
+        engine = self._engine(client, message.get("engine"))
+        beside = message.get("beside")
+        neighbour = None if beside is None else self._hold(client, beside)
+        if neighbour is not None:
+            neighbour = neighbour.beside or neighbour
         try:
             size = channel_size(work, events)
         except ValueError as error:
             raise Refused(str(error)) from error
-        if not self._rows[client.engine]:
+        if not self._rows[engine]:
             raise Refused("every channel of this engine is in use: raise --limit-channels")
         with contextlib.ExitStack() as undo:
             mapping = self._map(client, descriptors[0], size)
@@ -146,70 +194,111 @@ class Registry:
             ours.shutdown(socket.SHUT_RD)
             given = os.dup(bell)
             undo.callback(os.close, given)
+            hold = ChannelHold(engine, self._rows[engine].pop(), mapping, bell, ours, neighbour)
+            undo.callback(self._rows[engine].append, hold.row)
             try:
-                row = self._attach_row(client, mapping, (work, events), bell, ours.fileno())
+                self._attach_row(client, hold, (work, events))
             except EngineSilent:
                 undo.pop_all()  # It may still attach, and then it touches this memory.
                 raise
             undo.pop_all()
-        client.channels[row] = ChannelHold(mapping, bell, ours)
-        return row, [given, theirs.detach()]
+        number = number_of(engine, hold.row)
+        client.channels[number] = hold
+        return number, [given, theirs.detach()]
 
-    def _attach_row(
-        self, client: Client, mapping: Mapping, capacities: tuple[int, int], bell: int, wake: int
-    ) -> int:
+    def _attach_row(self, client: Client, hold: ChannelHold, capacities: tuple[int, int]) -> None:
         rings = np.zeros(1, ENGINE_CHANNEL)
-        bind_engine(int(rings.ctypes.data), mapping.segment.address, *capacities, wake)
-        row = self._rows[client.engine].pop()
-        try:
-            client.engine.port.attach(row, rings, bell, client.number, client.pid, client.uid == 0)
-        except OSError:
-            self._rows[client.engine].append(row)
-            raise
-        return row
+        shared = hold.mapping.segment.address
+        address = int(rings.ctypes.data)
+        bind_engine(address, shared, *capacities, hold.wake.fileno())
+        if hold.beside is not None:
+            share_wake(address, hold.beside.mapping.segment.address)
+        hold.engine.port.attach(
+            hold.row, rings, hold.bell, client.number, client.pid, client.uid == 0
+        )
 
-    def detach(self, client: Client, row: Any) -> None:
+    def detach(self, client: Client, channel: Any) -> None:
         """End a channel: its endpoints first, then its memory."""
-        if row not in client.channels:
-            raise Refused(f"channel {row} is not this client's")
-        hold = client.channels.pop(row)
-        client.engine.port.detach(row)
-        client.engine.movers.forget(row)
+        hold = self._hold(client, channel)
+        if any(other.beside is hold for other in client.channels.values()):
+            raise Refused(f"channel {channel} has the wake word of others: detach those first")
+        del client.channels[channel]
+        hold.engine.port.detach(hold.row)
+        hold.engine.movers.forget(hold.row)
         self._unmap(client, hold.mapping)
         hold.wake.close()
         os.close(hold.bell)
-        self._rows[client.engine].append(row)
+        self._rows[hold.engine].append(hold.row)
 
     def register(self, client: Client, size: Any, descriptors: list[int]) -> int:
         """Make a region of a segment. Returns its id."""
-        if len(descriptors) != 1 or not isinstance(size, int):
+        if len(descriptors) != 1 or type(size) is not int:
             raise Refused("register needs a size and one descriptor")
         mapping = self._map(client, descriptors[0], size)
         try:
-            region = client.engine.port.add_region(
-                client.number, mapping.segment.address, mapping.segment.size
-            )
-        except OSError as error:
+            region = self._add_region(client, client.engine, mapping)
+        except Refused:
             self._unmap(client, mapping)
-            raise Refused("every region of this engine is in use: raise --limit-regions") from error
-        client.regions[region] = mapping
+            raise
+        client.regions[region] = Region(mapping, {client.engine.number: region})
         return region
 
-    def unregister(self, client: Client, region: Any) -> bool:
-        """Forget a region. False while an operation uses it."""
-        if region not in client.regions:
+    def _add_region(self, client: Client, engine: EngineThread, mapping: Mapping) -> int:
+        segment = mapping.segment
+        try:
+            return engine.port.add_region(client.number, segment.address, segment.size)
+        except OSError as error:
+            raise Refused("every region of this engine is in use: raise --limit-regions") from error
+
+    def share(self, client: Client, region: Any, number: Any) -> int:
+        """Have another engine know a region of a client's, too. Returns its id there."""
+        engine = self._engine(client, number)
+        found = client.regions.get(region) if type(region) is int else None
+        if found is None:
             raise Refused(f"region {region} is not this client's")
-        if not client.engine.port.remove_region(region):
-            return False
-        self._unmap(client, client.regions.pop(region))
+        if engine.number not in found.ids:
+            found.ids[engine.number] = self._add_region(client, engine, found.mapping)
+        return found.ids[engine.number]
+
+    def unregister(self, client: Client, region: Any) -> bool:
+        """Forget a region. False while an operation uses it; those engines that did not use it have
+        forgotten it then.
+        """
+        found = client.regions.get(region) if type(region) is int else None
+        if found is None:
+            raise Refused(f"region {region} is not this client's")
+        for engine in sorted(self._rows, key=lambda each: each is client.engine):
+            if engine.number in found.ids:
+                if not engine.port.remove_region(found.ids[engine.number]):
+                    return False
+                del found.ids[engine.number]
+        self._unmap(client, client.regions.pop(region).mapping)
         return True
 
-    def enable_mover(self, client: Client, row: Any, message: dict[str, Any]) -> None:
+    def move(self, client: Client, channel: Any, endpoint: Any, to: Any) -> int:
+        """Have a connection on which nothing is outstanding become an endpoint of another channel
+        of the client's, of whatever engine. Returns its id there. One that the other engine has no
+        place for is closed.
+        """
+        source, target = self._hold(client, channel), self._hold(client, to)
+        if type(endpoint) is not int or not 0 < endpoint < 1 << 31:
+            raise Refused(f"{endpoint} names no endpoint")
+        try:
+            descriptor = source.engine.port.take_out(source.row, endpoint)
+        except OSError as error:
+            raise Refused(f"this endpoint cannot be moved: {error.strerror}") from error
+        try:
+            return target.engine.port.adopt(target.row, descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            raise Refused(f"the other engine has no place for it: {error.strerror}") from error
+
+    def enable_mover(self, client: Client, channel: Any, message: dict[str, Any]) -> None:
         """Have a connection of a channel become a datamover's (`iscsi.wire.mover_spec`)."""
-        if row not in client.channels:
-            raise Refused(f"channel {row} is not this client's")
+        hold = self._hold(client, channel)
         home = message.get("home")
-        if not isinstance(home, list) or len(home) != 3 or home[0] not in client.regions:
+        known = [found.ids.get(hold.engine.number) for found in client.regions.values()]
+        if not isinstance(home, list) or len(home) != 3 or home[0] not in known:
             raise Refused("home is no (region, offset, length) of this client")
         names = ("endpoint", "words", "pool", "table")
         numbers = {name: message.get(name, 0) for name in names}
@@ -217,8 +306,8 @@ class Registry:
             raise Refused("home, endpoint, words, pool and table are numbers")
         try:
             spec = MoverSpec.from_message(message)
-            client.engine.movers.enable(
-                row,
+            hold.engine.movers.enable(
+                hold.row,
                 numbers["endpoint"],
                 spec,
                 tuple(home),
@@ -229,32 +318,32 @@ class Registry:
         except (ValueError, MemoryError, OSError) as error:
             raise Refused(f"this connection cannot be a datamover's: {error}") from error
 
-    def make_pool(self, client: Client, row: Any) -> int:
+    def make_pool(self, client: Client, channel: Any) -> int:
         """An endpoint without a connection, for buffers. Its id."""
-        if row not in client.channels:
-            raise Refused(f"channel {row} is not this client's")
+        hold = self._hold(client, channel)
         try:
-            return client.engine.port.make_pool(row)
+            return hold.engine.port.make_pool(hold.row)
         except OSError as error:
             raise Refused("every endpoint of this engine is in use") from error
 
-    def make_table(self, client: Client, row: Any, count: Any) -> int:
+    def make_table(self, client: Client, channel: Any, count: Any) -> int:
         """A table of units that the engine serves itself. Its id."""
-        if row not in client.channels or type(count) is not int:
-            raise Refused(f"channel {row} is not this client's, or {count} is no number")
+        hold = self._hold(client, channel)
+        if type(count) is not int:
+            raise Refused(f"{count} is no number")
         try:
-            return client.engine.movers.make_table(row, count)
+            return hold.engine.movers.make_table(hold.row, count)
         except (ValueError, OSError) as error:
             raise Refused(f"no table of units: {error}") from error
 
     def end(self, client: Client) -> None:
         """Take everything back from a client that left or died."""
-        for row in list(client.channels):
-            self.detach(client, row)
+        # Those that lie beside others came after these.
+        for channel in reversed(list(client.channels)):
+            self.detach(client, channel)
         for region in list(client.regions):
-            if not client.engine.port.remove_region(region):
+            if not self.unregister(client, region):
                 # Cannot be: its channels are gone. Unmapping under an operation would be worse.
                 raise OSError(errno.EBUSY, f"region {region} is in use without a channel")
-            self._unmap(client, client.regions.pop(region))
         with contextlib.suppress(OSError):
             client.connection.close()

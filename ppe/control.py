@@ -147,10 +147,8 @@ class ControlServer:
         if not client.greeted:
             raise Refused("say hello first")
         if call == "attach":
-            row, given = self._registry.attach(
-                client, message["work"], message["events"], descriptors
-            )
-            return {"channel": row}, given
+            channel, given = self._registry.attach(client, message, descriptors)
+            return {"channel": channel}, given
         if call == "register":
             region = self._registry.register(client, message["size"], descriptors)
             return {"region": region}, []
@@ -159,6 +157,14 @@ class ControlServer:
             return {}, []
         if call == "unregister":
             return {"done": self._registry.unregister(client, message["region"])}, []
+        if call == "share":
+            region = self._registry.share(client, message["region"], message["engine"])
+            return {"region": region}, []
+        if call == "move":
+            endpoint = self._registry.move(
+                client, message["channel"], message["endpoint"], message["to"]
+            )
+            return {"endpoint": endpoint}, []
         if call == "mover":
             self._registry.enable_mover(client, message["channel"], message)
             return {}, []
@@ -192,6 +198,7 @@ class ControlServer:
             "name": self._config.name,
             "idle": self._config.idle,
             "engine": client.engine.number,
+            "engines": len(self._engines),
             "cpu": client.engine.cpu,
             "readiness": client.engine.tables.poller_name,
         }

@@ -151,6 +151,18 @@ def bind_engine(
     mine["reserve"] = event_capacity >> 3
 
 
+def share_wake(state: int, first: int) -> None:
+    """Have whoever wakes the host of this ENGINE_CHANNEL change the futex word of the shared
+    channel at `first`, on which the same thread sleeps for both (`shm.wait.wait_any`).
+    """
+    waker_at(state + E_WAKER)[0]["wake_seq"] = first + offset(CHANNEL, "wake_seq")
+
+
+def share_wait(state: int, first: int) -> None:
+    """The same for the host's HOST_CHANNEL."""
+    waiter_at(state + H_WAITER)[0]["wake_seq"] = first + offset(CHANNEL, "wake_seq")
+
+
 # --- the host's side -------------------------------------------------------------------------
 
 

@@ -49,6 +49,8 @@ CONTROL_REMOVE_REGION: Final = 131
 CONTROL_ENABLE_MOVER: Final = 133
 CONTROL_MAKE_POOL: Final = 134
 CONTROL_MAKE_TABLE: Final = 135
+CONTROL_TAKE_OUT: Final = 136  # an endpoint leaves; the answer is its descriptor
+CONTROL_ADOPT: Final = 137  # a connected descriptor becomes an endpoint
 CONTROL_FAULT: Final = 132  # unsolicited: a client's memory went away under the engine
 
 OPCODE_NAMES: Final = {

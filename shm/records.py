@@ -128,6 +128,12 @@ WAITER: Final = record(
     Field("sleeps", "<i8"),  # waits that reached the kernel and were queued there
     size=64,
 )
+# One of several rings whose consumer sleeps once for all of them.
+WATCHED: Final = record(
+    Field("consumer", "<i8"),  # addresses
+    Field("waiter", "<i8"),
+    size=16,
+)
 # The producer's side of a doorbell.
 RINGER: Final = record(
     Field("need_doorbell", "<i8"),  # address
@@ -139,6 +145,7 @@ RINGER: Final = record(
 LAYOUT_HASH: Final = layout_hash([WQE, CQE, SEGMENT_HEADER, CHANNEL])
 
 SLOT_SIZE: Final = SLOT.itemsize
+WATCHED_SIZE: Final = WATCHED.itemsize
 SEQUENCE: Final = offset(SLOT, "sequence")
 SLOTS_PER_OPERATION_MAX: Final = 4
 NEVER: Final = 2**63 - 1
@@ -159,4 +166,5 @@ producer_at = opener(PRODUCER)
 consumer_at = opener(CONSUMER)
 waker_at = opener(WAKER)
 waiter_at = opener(WAITER)
+watched_at = opener(WATCHED)
 ringer_at = opener(RINGER)

@@ -14,6 +14,11 @@ B. The producer may wake after the waiter's re-check and before the kernel has q
 The producer wakes only when its position passes `wake_at`, so N entries cost one wake-up, and
 entries short of N disturb nobody. Only the waiter writes `wake_at`; a producer that cleared it
 could erase a newer arming.
+
+Several rings, one sleep (`wait_any`). Each ring has its own `wake_at`, and hole A is closed for each
+pair by itself. All producers change the same futex word, always by a read-modify-write, and the
+waiter reads that word before it arms the first ring: whichever ring is crossed after its arming,
+the word is another than the one the waiter sleeps on, and hole B is closed for all of them.
 """
 
 from typing import Final
@@ -34,10 +39,12 @@ from shm.records import (
     STATE_RUNNING,
     WAKE_EVENTFD,
     WAKE_FUTEX,
+    WATCHED_SIZE,
     consumer_at,
     producer_at,
     waiter_at,
     waker_at,
+    watched_at,
 )
 from shm.ring import is_published, publish_head
 
@@ -146,6 +153,54 @@ def wait_n(
             reason = SIGNAL
             break
     disarm(waiter)
+    return reason
+
+
+@nopython
+def _arm_all(watched: int, count: int) -> int:
+    """Arm every ring at one entry. Return a reason not to sleep, or 0."""
+    for place in range(count):
+        mine = watched_at(watched + place * WATCHED_SIZE)[0]
+        if not arm(mine["consumer"], mine["waiter"], 1):
+            return THRESHOLD
+        if load_acquire(waiter_at(mine["waiter"])[0]["state"]) != STATE_RUNNING:
+            return PEER
+    return 0
+
+
+@nopython
+def wait_any(watched: int, count: int, deadline_ns: int, tick_at_ns: int) -> int:
+    """Sleep until an entry is in one of the `count` rings of WATCHED[count]. Return the reason.
+
+    All their waiters have the same futex word. Times as of `wait_n`; consumes nothing. A ring that
+    is looked at first hides from this call that another one's channel is not running any more.
+    """
+    first = waiter_at(watched_at(watched)[0]["waiter"])[0]
+    first["waits"] += 1
+    for place in range(count):
+        mine = watched_at(watched + place * WATCHED_SIZE)[0]
+        publish_head(mine["consumer"])
+        store_relaxed(waiter_at(mine["waiter"])[0]["wake_kind"], WAKE_FUTEX)
+    while True:
+        seen = load_acquire_32(first["wake_seq"])  # Before the first arming: see hole B.
+        reason = _arm_all(watched, count)
+        if reason != 0:
+            break
+        now = monotonic_ns()
+        if now >= deadline_ns:
+            reason = DEADLINE
+            break
+        if now >= tick_at_ns:
+            reason = TICK
+            break
+        outcome = futex_wait(first["wake_seq"], seen, min(deadline_ns, tick_at_ns))
+        if outcome != -EAGAIN:
+            first["sleeps"] += 1
+        if outcome == -EINTR:
+            reason = SIGNAL
+            break
+    for place in range(count):
+        disarm(watched_at(watched + place * WATCHED_SIZE)[0]["waiter"])
     return reason
 
 

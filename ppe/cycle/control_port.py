@@ -36,6 +36,7 @@ from shm.jit import entry
 from shm.memory import copy_bytes
 from shm.operations import (
     CONTROL_ADD_REGION,
+    CONTROL_ADOPT,
     CONTROL_ATTACH,
     CONTROL_DETACH,
     CONTROL_ENABLE_MOVER,
@@ -43,6 +44,7 @@ from shm.operations import (
     CONTROL_MAKE_POOL,
     CONTROL_MAKE_TABLE,
     CONTROL_REMOVE_REGION,
+    CONTROL_TAKE_OUT,
 )
 from shm.records import CQE, NEVER, SLOT_SIZE, WQE, wqe_at
 from shm.view import address_of
@@ -248,6 +250,18 @@ class ControlPort:
             length=length,
             user_data=table,
         )
+
+    def take_out(self, channel: int, endpoint: int) -> int:
+        """Have the engine let go of a connection on which nothing is outstanding: its descriptor,
+        which is the caller's from now on. Raises OSError, and then the connection is as it was.
+        """
+        return self._call(CONTROL_TAKE_OUT, endpoint=endpoint, arg1=channel)
+
+    def adopt(self, channel: int, descriptor: int) -> int:
+        """Id of the new endpoint of a connected socket, which is the engine's from now on. Raises
+        OSError, and then it is the caller's still.
+        """
+        return self._call(CONTROL_ADOPT, arg0=descriptor, arg1=channel)
 
     def make_pool(self, channel: int) -> int:
         """Id of a new endpoint without a connection, for buffers several datamovers share."""

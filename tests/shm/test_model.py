@@ -18,7 +18,7 @@ import pytest
 
 from shm.jit import JIT_DISABLED
 from shm.ring import WORDS
-from tests.shm.model import channels, programs
+from tests.shm.model import channels, programs, several
 from tests.shm.model.machine import explore
 from tests.shm.model.source import drop, move_after, replace
 from tests.shm.model.steps import Violation
@@ -73,6 +73,17 @@ PROGRAMS = {
     "eventfd-2": partial(programs.event_loop, wants=[2, 1, 1], batches=[1] * 4),
     "eventfd-close": programs.closing_event_loop,
     "eventfd-then-futex": programs.changing_kind,
+    "two-rings": partial(several.sleeping_for_two, batches=([1, 1], [1])),
+    "two-rings-batch": partial(several.sleeping_for_two, batches=([2], [1])),
+    "two-rings-spurious": partial(
+        several.sleeping_for_two, batches=([1], [1]), spurious=2, interrupts=1
+    ),
+    "two-rings-full": partial(several.sleeping_for_two, batches=([1, 1, 1], [])),
+    "two-rings-deadline": partial(
+        several.sleeping_for_two, batches=([1], [1]), deadline=1, clock_end=1
+    ),
+    "two-rings-lag": several.sleeping_with_lag,
+    "two-rings-close": several.closing_one_of_two,
     "park": partial(programs.parking, batches=[1, 1]),
     "park-burst": partial(programs.parking, batches=[1, 2, 1, 1]),
     "channel": partial(channels.channel, posts=3, deep=2, capacity=2),
@@ -98,6 +109,35 @@ MUTATIONS = {
     "no fence in ring_if_needed, in a channel": (
         "channel",
         [drop(BELL, "ring_if_needed", "fence()")],
+    ),
+    "no fence in arm, of two rings": ("two-rings", [drop(WAIT, "arm", "fence()")]),
+    "no fence in wake_if_crossed, of two rings": (
+        "two-rings",
+        [drop(WAIT, "wake_if_crossed", "fence()")],
+    ),
+    "wake leaves the futex word, of two rings": (
+        "two-rings",
+        [drop(WAIT, "wake", "fetch_add_32(")],
+    ),
+    "wait_any reads wake_seq after arming": (
+        "two-rings",
+        [move_after(WAIT, "wait_any", SNAPSHOT, "reason = _arm_all(")],
+    ),
+    "wait_any arms the first ring only": (
+        "two-rings",
+        [replace(WAIT, "_arm_all", "range(count)", "range(1)")],
+    ),
+    "wait_any looks at the first state only": (
+        "two-rings-close",
+        [replace(WAIT, "_arm_all", "load_acquire(waiter_at(mine['waiter'])[0]['state'])", "0")],
+    ),
+    "wait_any keeps slots back": (
+        "two-rings-lag",
+        [drop(WAIT, "wait_any", "publish_head(")],
+    ),
+    "wait_any takes a signal for the threshold": (
+        "two-rings-spurious",
+        [replace(WAIT, "wait_any", "SIGNAL", "THRESHOLD")],
     ),
     "wake leaves the futex word": ("wait-1", [drop(WAIT, "wake", "fetch_add_32(")]),
     "close leaves the futex word": ("close", [drop(WAIT, "wake", "fetch_add_32(")]),

@@ -19,6 +19,7 @@ from ppe.cycle.endpoints import (
     endpoint_of,
     find_endpoint,
     flush_endpoint,
+    free_endpoint,
     new_endpoint,
     queue_receive,
 )
@@ -43,6 +44,7 @@ from ppe.cycle.regions import add_region, region_of, remove_region, resolve
 from ppe.cycle.services.mover_records import ACTION_BITS, USES, mover_at
 from ppe.cycle.services.stream import release
 from ppe.cycle.stages.channels import activate, channel_stats_of, deactivate
+from ppe.cycle.transport import tcp
 from shm.atomics import load_relaxed, store_relaxed
 from shm.call import call_address
 from shm.channel import ENGINE_CHANNEL, notify
@@ -54,6 +56,7 @@ from shm.libc import monotonic_ns
 from shm.memory import copy_bytes, zero_bytes
 from shm.operations import (
     CONTROL_ADD_REGION,
+    CONTROL_ADOPT,
     CONTROL_ATTACH,
     CONTROL_DETACH,
     CONTROL_ENABLE_MOVER,
@@ -61,6 +64,7 @@ from shm.operations import (
     CONTROL_MAKE_POOL,
     CONTROL_MAKE_TABLE,
     CONTROL_REMOVE_REGION,
+    CONTROL_TAKE_OUT,
     INDEX_MASK,
 )
 from shm.records import wqe_at
@@ -107,6 +111,12 @@ def on_work(engine: int, channel: int, wqe: int) -> int:
             table = endpoint_at(endpoint_of(engine, index))[0]
             table["table"] = entry["arg1"]
             table["table_size"] = entry["length"]
+    elif opcode == CONTROL_TAKE_OUT:
+        answer = _take_out(engine, entry["arg1"], entry["endpoint"])
+        status = min(answer, 0)
+    elif opcode == CONTROL_ADOPT:
+        answer = _adopt(engine, entry["arg1"], entry["arg0"])
+        status = min(answer, 0)
     if status < 0:
         return refuse(engine, channel, wqe, status)
     finish(engine, channel, opcode, 0, 0, entry["user_data"], 0, 0, 0, answer, 0, 0)
@@ -212,6 +222,45 @@ def _enable_mover(engine: int, wqe: int) -> int:
     endpoint["readable"] = max(endpoint["readable"], 1)  # Bytes may have come already.
     queue_receive(engine, index)
     return 0
+
+
+@nopython
+def _take_out(engine: int, channel: int, name: int) -> int:
+    """Let go of a connection on which nothing is outstanding: its descriptor, or -errno."""
+    index = find_endpoint(engine, channel, name)
+    if index == NONE:
+        return EBADF
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    if endpoint["state"] != CONNECTED:
+        return ENOTCONN
+    is_used = endpoint["receive_first"] != NONE or endpoint["send_first"] != NONE
+    if endpoint["mover"] != 0 or is_used or endpoint["shut"] != NONE:
+        return EBUSY
+    descriptor = tcp.let_go(engine, index)
+    free_endpoint(engine, index)
+    return descriptor
+
+
+@nopython
+def _adopt(engine: int, channel: int, descriptor: int) -> int:
+    """Make a connected socket an endpoint of a channel: its id, or -errno, and the socket stays the
+    caller's.
+    """
+    if row_at(channel_row_of(engine, channel))[0]["client"] == 0:
+        return EINVAL
+    index = new_endpoint(engine, channel, descriptor, CONNECTED)
+    if index == NONE:
+        return ENOBUFS
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    endpoint["user_data"] = 0
+    endpoint["writable"] = 1
+    endpoint["readable"] = 1  # Bytes may have come before this engine was watching.
+    watched = tcp.watch(engine, index)
+    if watched < 0:
+        endpoint["descriptor"] = -1
+        free_endpoint(engine, index)
+        return watched
+    return endpoint_id(engine, index)
 
 
 @nopython

@@ -130,11 +130,20 @@ def half_close(engine: int, index: int) -> int:
 
 
 @nopython
+def let_go(engine: int, index: int) -> int:
+    """Stop watching, and forget the descriptor without closing it: the descriptor, or -1."""
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    descriptor = int(endpoint["descriptor"])
+    if descriptor >= 0:
+        tag = make_tag(TAG_ENDPOINT, endpoint["generation"], index)
+        poller.remove(engine, descriptor, tag)
+        endpoint["descriptor"] = -1
+    return descriptor
+
+
+@nopython
 def close(engine: int, index: int) -> None:
     """Stop watching and close."""
-    endpoint = endpoint_at(endpoint_of(engine, index))[0]
-    if endpoint["descriptor"] >= 0:
-        tag = make_tag(TAG_ENDPOINT, endpoint["generation"], index)
-        poller.remove(engine, endpoint["descriptor"], tag)
-        libc.close(endpoint["descriptor"])
-        endpoint["descriptor"] = -1
+    descriptor = let_go(engine, index)
+    if descriptor >= 0:
+        libc.close(descriptor)

@@ -162,6 +162,6 @@ PLAIN: dict[str, Any] = {
     "cqe_at": shared_at,
     **{
         f"{name}_at": record_at
-        for name in ("producer", "consumer", "waker", "waiter", "ringer", "channel")
+        for name in ("producer", "consumer", "waker", "waiter", "watched", "ringer", "channel")
     },
 }
