@@ -55,6 +55,7 @@ PUMP: Final = record(
     Field("error", "<i8"),  # -errno of the transport or a violation of the protocol; 0: it runs
     Field("busy", "<i8"),  # for the owner: in its list of pumps to look at
     Field("owner", "<i8"),  # for the owner: its number of this connection
+    Field("lane", "<i8"),  # for the owner: what it has at the connection's engine
     # Set by the owner: what is sent now lies in memory that others wait for, so each batch is to
     # be acknowledged.
     Field("eager", "<i8"),

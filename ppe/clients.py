@@ -24,7 +24,6 @@ from ppe.engine_thread import EngineThread
 from shm.channel import ENGINE_CHANNEL, bind_engine, channel_size, share_wake
 from shm.segment import DIRECTORY, KIND_CHANNEL, Segment, check_header, map_descriptor, round_up
 
-
 ROW_BITS: Final = 16
 
 

@@ -15,10 +15,10 @@ The producer wakes only when its position passes `wake_at`, so N entries cost on
 entries short of N disturb nobody. Only the waiter writes `wake_at`; a producer that cleared it
 could erase a newer arming.
 
-Several rings, one sleep (`wait_any`). Each ring has its own `wake_at`, and hole A is closed for each
-pair by itself. All producers change the same futex word, always by a read-modify-write, and the
-waiter reads that word before it arms the first ring: whichever ring is crossed after its arming,
-the word is another than the one the waiter sleeps on, and hole B is closed for all of them.
+Several rings, one sleep (`wait_any`). Each ring has its own `wake_at`, and hole A is closed for
+each pair by itself. All producers change the same futex word, always by a read-modify-write, and
+the waiter reads that word before it arms the first ring: whichever ring is crossed after its
+arming, the word is another than the one the waiter sleeps on, so hole B is closed for all of them.
 """
 
 from typing import Final

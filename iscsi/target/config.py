@@ -18,6 +18,7 @@ TX_ENTRIES: Final = 32
 CONTROL_DATA: Final = 1024
 COLD_DATA_MIN: Final = 1024
 UNASKED_LENGTH: Final = 16384
+ENGINES_MAX: Final = 1024
 _LARGE_STAGING_CONNECTIONS: Final = 16
 _DIGESTS: Final = (DIGEST_NONE, DIGEST_CRC32C)
 
@@ -60,6 +61,7 @@ class ServerConfig:
     slow_workers: int = 4  # threads for commands that take long
     portal_group_tag: int = 1
     placement: str = STREAM  # what of a connection the engine does: `iscsi.target.placement`
+    engines: int = 0  # over how many of its process' engines connections spread; 0: over all
     access: AccessPolicy = field(default_factory=AccessPolicy)
     proposal: Proposal = field(
         default_factory=lambda: Proposal(
@@ -80,6 +82,8 @@ class ServerConfig:
         if not self.portals:
             raise ValueError("a server needs a portal")
         check_placement(self.placement)
+        if not 0 <= self.engines <= ENGINES_MAX:
+            raise ValueError(f"engines {self.engines} is outside 0..{ENGINES_MAX}; 0 means all")
         for name in ("max_connections", "max_logins"):
             if not 1 <= getattr(self, name) <= 4096:
                 raise ValueError(f"{name} {getattr(self, name)} is outside 1..4096")

@@ -15,6 +15,7 @@ from host.mover import SCRATCH_SIZE
 from host.pump import MOVER, PUMP, PUMP_SIZE, STAGED
 from iscsi.target.buffers import DataBuffers
 from iscsi.target.keepalive import Keepalive
+from iscsi.target.lanes import Lane
 from iscsi.target.mirror_doors import ask_tasks, set_gate, tasks_answer, unsettled
 from iscsi.target.nexus import Nexus
 from iscsi.target.overdue import Overdue, waiting_for_data, waiting_to_be_read
@@ -119,10 +120,12 @@ class Phase(Enum):
 
 
 class Connection:
-    """One accepted connection. `slot` names it in completions while it lives."""
+    """One accepted connection, of one lane. `slot` names it in completions while it lives."""
 
-    def __init__(self, slot: int, endpoint: int, peer: tuple[str, int], deadline_ns: int) -> None:
-        self.slot, self.endpoint, self.peer = slot, endpoint, peer
+    def __init__(
+        self, slot: int, lane: Lane, endpoint: int, peer: tuple[str, int], deadline_ns: int
+    ) -> None:
+        self.slot, self.lane, self.endpoint, self.peer = slot, lane, endpoint, peer
         self.phase = Phase.LOGIN
         self.deadline_ns = deadline_ns
         self.login: TargetLogin | None = None
@@ -205,14 +208,13 @@ class Connection:
     def enter(
         self,
         memory: Memory,
-        context: int,
         limits: TargetLimits,
         staging_size: int,
         base: int,
         buffers: DataBuffers,
     ) -> None:
         """Go from login to the full feature phase. `base`: bytes the transport took so far."""
-        result = self._build(limits, context, buffers)
+        result = self._build(limits, buffers)
         assert self.protocol is not None, "it was just built"
         copies = _copies(staging_size, limits) if result.connection.data_digest else (0, 0)
         self.staging = memory.alloc(2 * staging_size + copies_size(*copies))
@@ -225,7 +227,6 @@ class Connection:
 
     def enter_mover(
         self,
-        context: int,
         limits: TargetLimits,
         engine_limits: TargetLimits,
         buffers: DataBuffers,
@@ -237,7 +238,7 @@ class Connection:
 
         Raises what `hand_over` raises. `serves_units`: the engine serves units by itself.
         """
-        result = self._build(limits, context, buffers)
+        result = self._build(limits, buffers)
         assert self.block is not None, "it was just filled"
         assert self.protocol is not None, "it was just built"
         conn, home = self.protocol.address, self.block.address
@@ -254,7 +255,7 @@ class Connection:
         self._words = window(words, WORDS_SIZE // 8, np.int64)
         self._join(result)
 
-    def _build(self, limits: TargetLimits, context: int, buffers: DataBuffers) -> LoginResult:
+    def _build(self, limits: TargetLimits, buffers: DataBuffers) -> LoginResult:
         """Fill in the block."""
         assert self.login is not None, "the login succeeded"
         assert self.login.result is not None, "the login succeeded"
@@ -272,7 +273,8 @@ class Connection:
             buffer_quota=buffers.quota,
         )
         pump = self.pump
-        pump["context"], pump["endpoint"] = context, self.endpoint
+        pump["context"], pump["endpoint"] = self.lane.channel.context, self.endpoint
+        pump["lane"] = self.lane.address
         pump["conn"], pump["owner"] = self.protocol.address, self.slot
         return result
 

@@ -53,7 +53,8 @@ class Endings(ServerCore):
             connection.pump["busy"] |= PARTING
         connection.deadline_ns = monotonic_ns() + int(self.config.linger_s * 1e9)
         data = connection.slot << KIND_BITS | SHUTDOWN
-        self._post(lambda: bool(self._channel.post_shutdown(connection.endpoint, data)))
+        lane, endpoint = connection.lane, connection.endpoint
+        lane.post(lambda: bool(lane.channel.post_shutdown(endpoint, data)))
 
     def _linger(self, connection: Connection, error: int) -> None:
         """The engine has said why it ends a connection: let the peer read that."""
@@ -73,7 +74,9 @@ class Endings(ServerCore):
         if connection.pump_address and connection.pump["error"] == 0:
             connection.pump["error"] = -errno.ESHUTDOWN
         data = connection.slot << KIND_BITS | CLOSE
-        self._post(lambda: bool(self._channel.post_close(connection.endpoint, data)))
+        lane, endpoint = connection.lane, connection.endpoint
+        # Who is let in because this one is gone is let in behind its end.
+        lane.post_first(lambda: bool(lane.channel.post_close(endpoint, data)))
 
     def _finish_closed(self) -> None:
         """Connections that waited for a worker."""
@@ -90,10 +93,11 @@ class Endings(ServerCore):
         if key is not None and self._sessions.get(key) is connection:
             del self._sessions[key]
         self._pumps.pop(connection.pump_address, None)
-        self._endpoints.pop(connection.endpoint, None)
+        self._endpoints.pop((connection.lane, connection.endpoint), None)
+        connection.lane.connections -= 1
         self._reserved -= connection.block is not None
-        if self._lending is not None and connection.pump_address:
-            self._lending.forget(connection.pump_address)
+        if connection.lane.lending is not None and connection.pump_address:
+            connection.lane.lending.forget(connection.pump_address)
         connection.free()
         self._slots[connection.slot] = None
         self._free_slots.append(connection.slot)

@@ -336,7 +336,8 @@ class LiveChanges(Logins):
                 place += 1
             self._beginning[place] = served, answer
             data = place << KIND_BITS | LISTEN
-            self._post(lambda: bool(self._channel.post_listen(address, data)))
+            lane = self._lanes.first
+            lane.post(lambda: bool(lane.channel.post_listen(address, data)))
 
         self.call(begin)
         return host, answer.result(CALL_S)
@@ -362,7 +363,8 @@ class LiveChanges(Logins):
             if not places:
                 raise KeyError(f"no portal {host}:{port}")
             listener = self._listening.pop(places[0]).listener
-            self._post(lambda: bool(self._channel.post_close(listener, 0)))
+            lane = self._lanes.first
+            lane.post(lambda: bool(lane.channel.post_close(listener, 0)))
 
         self.call(remove)
 
@@ -441,6 +443,9 @@ class LiveChanges(Logins):
             ],
             "counts": dict(self.counts),
             "draining": self.draining,
+            "engines": [
+                {"engine": lane.engine, "connections": lane.connections} for lane in self._lanes.all
+            ],
             "files": self.file_counts,
             "buffers": {"taken": self.buffers.taken, "refused": self.buffers.refused},
             "sessions": [session_statistics(found) for found in self._pumps.values()],

@@ -8,11 +8,12 @@ from time import monotonic_ns
 from typing import Any, Final
 
 from host.channel import Completion
-from host.errors import EngineDied
+from host.errors import EngineDied, EngineRefused
 from host.memory import Buffer
 from iscsi.target.connection import Connection, Phase
 from iscsi.target.endings import Endings
 from iscsi.target.keepalive import Keepalive
+from iscsi.target.lanes import Lane
 from iscsi.target.lending import Lending
 from iscsi.target.overdue import Overdue
 from iscsi.target.portals import Listening
@@ -40,50 +41,69 @@ class Logins(Endings):
     def _accept(self, place: int) -> None:
         data = place << KIND_BITS | ACCEPT
         listener = self._listening[place].listener
-        self._post(lambda: bool(self._channel.post_accept(listener, data)))
+        lane = self._lanes.first
+        lane.post(lambda: bool(lane.channel.post_accept(listener, data)))
 
     def _accepted(self, place: int, done: Completion) -> None:
         listening = self._listening.get(place)
         if listening is None:  # The portal is no more.
             if done.status == 0:
-                self._post(lambda: bool(self._channel.post_close(done.endpoint, 0)))
+                self._drop_endpoint(self._lanes.first, done.endpoint)
             return
         self._accept(place)
         if done.status < 0:
             self.counts["accepts failed"] += 1
             return
         self.counts["accepted"] += 1
+        lane, endpoint = self._lanes.first, done.endpoint
         try:
-            self._begin(listening, done)
+            lane, endpoint = self._place(endpoint)
+            self._begin(listening, lane, endpoint, done.peer)
         except EngineDied:
             raise
+        except EngineRefused as error:
+            self.counts["moves failed"] += 1
+            log.warning("a connection to %s was lost: %s", listening.portal, error)
+            self._drop_endpoint(lane, endpoint)
         except Exception:
             self.counts["errors"] += 1
             log.exception("a connection to %s ended by an error of this program", listening.portal)
-            self._drop_endpoint(done.endpoint)
+            self._drop_endpoint(lane, endpoint)
 
-    def _drop_endpoint(self, endpoint: int) -> None:
+    def _place(self, endpoint: int) -> tuple[Lane, int]:
+        """Have the engine with the fewest connections drive an accepted one: its lane, and its name
+        there. Nothing was received from it yet. Raises EngineRefused.
+        """
+        first, lane = self._lanes.first, self._lanes.least_loaded()
+        if lane is first:
+            return first, endpoint
+        return lane, int(self._engine.move(first.channel, endpoint, lane.channel))
+
+    def _drop_endpoint(self, lane: Lane, endpoint: int) -> None:
         """Close an accepted endpoint, and forget the connection that was to be made of it."""
-        connection = self._endpoints.get(endpoint)
+        connection = self._endpoints.get((lane, endpoint))
         if connection is None:
-            self._post(lambda: bool(self._channel.post_close(endpoint, 0)))
+            lane.post(lambda: bool(lane.channel.post_close(endpoint, 0)))
         else:
             self._close(connection)
 
-    def _begin(self, listening: Listening, done: Completion) -> None:
+    def _begin(
+        self, listening: Listening, lane: Lane, endpoint: int, peer: tuple[str, int]
+    ) -> None:
         """Make a connection of an accepted endpoint, and wait for its first login PDU."""
         if len(self._logins) >= self.config.max_logins:
             self.counts["logins crowded out"] += 1
             self._close(next(iter(self._logins)))
         if not self._free_slots:
             # The slots of closing connections come back in a moment; this peer tries again.
-            self._drop_endpoint(done.endpoint)
+            self._drop_endpoint(lane, endpoint)
             return
         deadline = monotonic_ns() + int(self.config.login_timeout_s * 1e9)
-        connection = Connection(self._free_slots[-1], done.endpoint, done.peer, deadline)
+        connection = Connection(self._free_slots[-1], lane, endpoint, peer, deadline)
         connection.portal_group_tag = listening.tag
         self._slots[self._free_slots.pop()] = connection
-        self._endpoints[done.endpoint] = connection
+        self._endpoints[lane, endpoint] = connection
+        lane.connections += 1
         try:
             connection.begin_login(
                 self._engine,
@@ -149,8 +169,7 @@ class Logins(Endings):
             self.counts["refused"] += 1
             raise refusal(LoginStatus.OUT_OF_RESOURCES, "too many connections")
         try:
-            moves = self._lending is not None
-            connection.reserve(self._engine, target, self._limits, moves=moves)
+            connection.reserve(self._engine, target, self._limits, moves=self._moves)
         except NO_MEMORY as error:
             self.counts["refused"] += 1
             raise refusal(LoginStatus.OUT_OF_RESOURCES, str(error)) from error
@@ -183,8 +202,8 @@ class Logins(Endings):
 
     def _receive_login(self, connection: Connection, kind: int, into: Any) -> None:
         data = connection.slot << KIND_BITS | kind
-        endpoint = connection.endpoint
-        self._post(lambda: bool(self._channel.post_recv(endpoint, into, data, exact=True)))
+        lane, endpoint = connection.lane, connection.endpoint
+        lane.post(lambda: bool(lane.channel.post_recv(endpoint, into, data, exact=True)))
 
     def _login_step(self, connection: Connection, kind: int, done: Completion) -> None:
         login = connection.login
@@ -225,7 +244,8 @@ class Logins(Endings):
             return
         place = connection.login_output(out)
         data = connection.slot << KIND_BITS | LOGIN_SEND
-        self._post(lambda: bool(self._channel.post_send(connection.endpoint, place, data)))
+        lane, endpoint = connection.lane, connection.endpoint
+        lane.post(lambda: bool(lane.channel.post_send(endpoint, place, data)))
 
     def _login_sent(self, connection: Connection, login: TargetLogin, done: Completion) -> None:
         if login.failed:
@@ -239,11 +259,10 @@ class Logins(Endings):
         """From login to the full feature phase."""
         staging = self.config.staging(len(self._pumps))
         try:
-            context = self._channel.context
-            if self._lending is None:
-                connection.enter(self._engine, context, self._limits, staging, base, self.buffers)
+            if connection.lane.lending is None:
+                connection.enter(self._engine, self._limits, staging, base, self.buffers)
             else:
-                self._enter_mover(connection, self._lending)
+                self._enter_mover(connection, connection.lane.lending)
         except NO_MEMORY as error:
             log.warning("%s: no memory for its session: %s", connection, error)
             self._close(connection)
@@ -256,8 +275,8 @@ class Logins(Endings):
         self.counts["logged in"] += 1
         self._logins.pop(connection, None)
         self._pumps[connection.pump_address] = connection
-        if self._lending is not None:
-            self._lending.know(connection.endpoint, connection.pump_address)
+        if connection.lane.lending is not None:
+            connection.lane.lending.know(connection.endpoint, connection.pump_address)
         for lun in connection.target.units if connection.target else ():
             connection.nexus.raise_attention(lun, Asc.POWER_ON_RESET)
         self._touch(connection)
@@ -265,12 +284,13 @@ class Logins(Endings):
     def _enter_mover(self, connection: Connection, lending: Lending) -> None:
         """The same, where the engine takes the connection over. Raises HostError if it does not."""
         units = None if connection.target is None else connection.target.engine
-        table = units.table if units is not None else 0
+        channel = connection.lane.channel
+        table = units.table_at(connection.lane) if units is not None else 0
 
         def hand_over(spec: MoverSpec, block: Buffer, words: int) -> None:
-            region, offset = self._channel.name_memory(block.address, len(block))
+            region, offset = channel.name_memory(block.address, len(block))
             self._engine.enable_mover(
-                self._channel,
+                channel,
                 connection.endpoint,
                 spec.to_message(),
                 home=[region, offset, len(block)],
@@ -280,7 +300,6 @@ class Logins(Endings):
             )
 
         connection.enter_mover(
-            self._channel.context,
             self._limits,
             self.config.engine_limits,
             self.buffers,

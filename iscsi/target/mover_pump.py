@@ -9,18 +9,21 @@ from typing import Final
 from host import mover
 from host.mover import KIND_MASK, MIRROR_POST, OF_RECEIVE, lend, make_mover, post, read_event
 from host.pump import pump_at
+from iscsi.target.barriers import lane_at
 from iscsi.wire.bhs import BHS_LENGTH
-from iscsi.wire.mover import event_at
+from iscsi.wire.lun import GATE_OPEN
+from iscsi.wire.mover import event_at, post_at
 from iscsi.wire.port import port_at
 from iscsi.wire.target_mirror import KIND_GET, on_event, on_notify
 from iscsi.wire.target_mirror_post import (
     FROM_DONES,
+    FROM_GATES,
     FROM_NOWHERE,
     FROM_READY,
     post_peek,
     post_taken,
 )
-from iscsi.wire.target_posts import mirror_at
+from iscsi.wire.target_posts import gate_last, gates_waiting, mirror_at
 from iscsi.wire.target_task import target_at
 from shm.jit import nopython
 from shm.layout import Field, record
@@ -102,21 +105,45 @@ def event(pump: int, completion: int) -> None:
 @nopython
 def send(pump: int, may_answer: bool) -> None:
     """Post what the connection asks for; later, if it must not answer yet."""
-    if may_answer:
-        _send(pump)
-    else:
-        pump_at(pump)[0]["tx_length"] = 1  # as of one that found no room
+    its = pump_at(pump)[0]
+    if not may_answer:
+        its["tx_length"] = 1  # as of one that found no room
+        return
+    mirror = mirror_at(target_at(its["conn"])[0]["mirror"])[0]
+    before = mirror["fences"]
+    _send(pump)
+    lane_at(its["lane"])[0]["fences"] += mirror["fences"] - before
 
 
 @nopython
 def post_fences(pump: int) -> bool:
-    """Post what ends or fences something. False: there is no room for all of it."""
+    """Post what ends or shuts something. False: there is no room for all of it. What opens a gate
+    is left to `send`: nothing may be let in before all that was to be shut out is.
+    """
+    its = pump_at(pump)[0]
+    mirror = mirror_at(target_at(its["conn"])[0]["mirror"])[0]
+    before = mirror["fences"]
+    is_done = _post_fences(pump)
+    lane_at(its["lane"])[0]["fences"] += mirror["fences"] - before
+    return is_done
+
+
+@nopython
+def _post_fences(pump: int) -> bool:
     its = pump_at(pump)[0]
     conn, asked = its["conn"], its["scratch"] + MIRROR_POST
-    mirror = mirror_at(target_at(conn)[0]["mirror"])[0]
+    address = target_at(conn)[0]["mirror"]
+    mirror = mirror_at(address)[0]
+    left = gates_waiting(address)
     while its["error"] == 0 and mirror["unsettled"] > 0 and post_peek(conn, asked):
         if mirror["peeked"] in (FROM_NOWHERE, FROM_DONES, FROM_READY):
             break
+        if mirror["peeked"] == FROM_GATES and post_at(asked)[0]["arg1"] == GATE_OPEN:
+            if left == 0:
+                break
+            left -= 1
+            gate_last(address)
+            continue
         posted = post(its["context"], its["endpoint"], asked)
         if posted < 0:
             its["error"] = posted

@@ -10,6 +10,16 @@ from host.pump import MOVER as MOVER_MODE
 from host.pump import PUMP_ADDRESS_MIN, make_pump, pump_at, pump_of
 from host.records import context_at
 from iscsi.target import mover_pump, storage
+from iscsi.target.barriers import (
+    BARRIER,
+    LANE_SIZE,
+    barrier_passed,
+    flush,
+    is_held,
+    lane_at,
+    others_know,
+    raise_barriers,
+)
 from iscsi.wire.port import EVENTS, READY, is_empty, port_at
 from iscsi.wire.target_rx import rx_bytes
 from iscsi.wire.target_task import COLD, target_at
@@ -28,7 +38,7 @@ from shm.operations import (
     MOVER_RECEIVE,
     MOVER_UNIT,
 )
-from shm.records import NEVER, SLOT_SIZE, cqe_at
+from shm.records import SLOT_SIZE, cqe_at
 from shm.view import opener
 from shm.wait import THRESHOLD, TICK
 
@@ -42,7 +52,9 @@ def _predict(conn: int) -> tuple[int, int]:
 TARGET_PUMP: Final = make_pump(rx_bytes, tx_next, tx_take, tx_done, _predict)
 
 SERVER: Final = record(
-    Field("context", "<i8"),  # the channel's CONTEXT
+    Field("lanes", "<i8"),  # address of LANE[lane_count]
+    Field("lane_count", "<i8"),
+    Field("group", "<i8"),  # the GROUP of their channels
     Field("touched", "<i8"),  # address of int64: pumps to look at
     Field("touched_count", "<i8"),
     Field("attention", "<i8"),  # address of int64: pumps that Python must look at
@@ -50,7 +62,6 @@ SERVER: Final = record(
     Field("cold", "<i8"),  # address of CQE: completions for Python
     Field("cold_count", "<i8"),
     Field("cold_capacity", "<i8"),
-    Field("sweeping", "<i8"),  # 1 while a NOP is under way whose completion covers silent sends
     Field("rounds", "<i8"),
     Field("store", "<i8"),  # STORE of the file workers
     Field("wake_endpoint", "<i8"),  # receives bytes that only end a sleep
@@ -58,10 +69,8 @@ SERVER: Final = record(
     Field("wake_length", "<i8"),
     Field("wake_due", "<i8"),  # 1: its receive is to be posted
     Field("kicked", "<i8"),  # set by other threads: Python has something to do
-    # With a datamover: LENDING, and 1 while operations of Python's that found no room hold answers
-    # back, because these may promise what those say.
-    Field("lending", "<i8"),
-    Field("held", "<i8"),
+    Field("moves", "<i8"),  # 1: engines make and take the PDUs of what has logged in
+    Field("parting", "<i8"),  # 1: Python waits to post the last of a connection, behind a barrier
     size=192,
 )
 server_at = opener(SERVER)
@@ -102,11 +111,19 @@ def _call_for(server: int, pump: int) -> None:
 def _drain(server: int) -> None:
     """Take completions: feed the pumps, keep the others for Python."""
     mine = server_at(server)[0]
-    context = mine["context"]
     pump = storage.finish(mine["store"])
     while pump != 0:
         _touch(server, pump)
         pump = storage.finish(mine["store"])
+    for place in range(mine["lane_count"]):
+        _drain_lane(server, mine["lanes"] + place * LANE_SIZE)
+
+
+@nopython
+def _drain_lane(server: int, lane: int) -> None:
+    """Those of one engine. Of Python's, `reserved` says which engine's they are."""
+    mine, its = server_at(server)[0], lane_at(lane)[0]
+    context = its["context"]
     for _ in range(DRAIN_MAX):
         if mine["cold_count"] == mine["cold_capacity"]:
             return
@@ -116,15 +133,21 @@ def _drain(server: int) -> None:
         cqe = cqe_at(found)[0]
         pump = 0 if cqe["flags"] & UNSOLICITED != 0 else pump_of(cqe["user_data"])
         if _is_movers(cqe["opcode"]):
-            _feed_mover(server, found)
+            _feed_mover(server, lane, found)
         elif pump != 0:
             _feed(server, pump, found)
         elif cqe["user_data"] == SWEEP:
-            mine["sweeping"] = 0
+            its["sweeping"] = 0
+        elif cqe["user_data"] == BARRIER:
+            barrier_passed(lane)
+            if mine["parting"]:
+                mine["parting"], mine["kicked"] = 0, 1
         elif cqe["user_data"] == WAKE:
             mine["wake_due"] = 1 if cqe["length"] > 0 else 0
         else:
-            copy_bytes(mine["cold"] + SLOT_SIZE * mine["cold_count"], found, SLOT_SIZE)
+            cold = mine["cold"] + SLOT_SIZE * mine["cold_count"]
+            copy_bytes(cold, found, SLOT_SIZE)
+            cqe_at(cold)[0]["reserved"] = its["number"]
             mine["cold_count"] += 1
         native.consume_completion(context)
 
@@ -148,16 +171,16 @@ def _is_movers(opcode: int) -> bool:
 
 
 @nopython
-def _feed_mover(server: int, completion: int) -> None:
+def _feed_mover(server: int, lane: int, completion: int) -> None:
     """One completion of a datamover endpoint. What a failed one used comes back all the same."""
-    mine, cqe = server_at(server)[0], cqe_at(completion)[0]
-    pump = mover_pump.pump_named(mine["lending"], cqe["endpoint"])
+    lending, cqe = lane_at(lane)[0]["lending"], cqe_at(completion)[0]
+    pump = mover_pump.pump_named(lending, cqe["endpoint"])
     if cqe["opcode"] == MOVER_RECEIVE:
-        mover_pump.received(mine["lending"], pump, completion)
+        mover_pump.received(lending, pump, completion)
     elif pump != 0:
         mover_pump.event(pump, completion)
     if cqe["opcode"] == MOVER_ABORT:
-        mine["kicked"] = 1  # Answers may have waited for that.
+        server_at(server)[0]["kicked"] = 1  # Answers may have waited for that.
     if pump != 0:
         _touch(server, pump)
 
@@ -175,7 +198,8 @@ def _needs_python(pump: int) -> bool:
 def _progress(server: int) -> None:
     """Send and receive for every touched pump; one that found no room stays in the list."""
     mine = server_at(server)[0]
-    may_answer = _has_fenced(server)
+    lanes, lane_count = mine["lanes"], mine["lane_count"]
+    has_fenced = _has_fenced(server)
     count, kept = mine["touched_count"], 0
     for place in range(count):
         pump = load_64(mine["touched"] + 8 * place)
@@ -184,7 +208,7 @@ def _progress(server: int) -> None:
             storage.begin(mine["store"], pump, its["conn"])
             its["eager"] = target_at(its["conn"])[0]["buffer_held"]
         if its["mode"] == MOVER_MODE:
-            mover_pump.send(pump, may_answer)
+            mover_pump.send(pump, has_fenced and others_know(lanes, lane_count, its["lane"]))
         else:
             TARGET_PUMP.send(pump)
             TARGET_PUMP.receive(pump)
@@ -195,7 +219,7 @@ def _progress(server: int) -> None:
             kept += 1
         else:
             its["busy"] &= ~TOUCHED
-        _sweep(server)
+        _sweep(its["lane"])
     mine["touched_count"] = kept
 
 
@@ -203,16 +227,19 @@ def _progress(server: int) -> None:
 def _has_fenced(server: int) -> bool:
     """Post what ends or fences something, of every connection, before any of them answers."""
     mine = server_at(server)[0]
-    if mine["lending"] == 0:
+    if mine["moves"] == 0:
         return True
-    mover_pump.lend_spare(mine["lending"])
-    if mine["held"]:
-        return False
-    for place in range(mine["touched_count"]):
+    for place in range(mine["lane_count"]):
+        mover_pump.lend_spare(lane_at(mine["lanes"] + place * LANE_SIZE)[0]["lending"])
+    is_done = not is_held(mine["lanes"], mine["lane_count"])
+    place = 0
+    while is_done and place < mine["touched_count"]:
         pump = load_64(mine["touched"] + 8 * place)
-        if pump_at(pump)[0]["mode"] == MOVER_MODE and not mover_pump.post_fences(pump):
-            return False
-    return True
+        if pump_at(pump)[0]["mode"] == MOVER_MODE:
+            is_done = mover_pump.post_fences(pump)
+        place += 1
+    raise_barriers(mine["lanes"], mine["lane_count"])
+    return is_done
 
 
 @nopython
@@ -229,7 +256,7 @@ def _listen_for_wakes(server: int) -> None:
     mine = server_at(server)[0]
     if mine["wake_due"]:
         posted = native.post_recv(
-            mine["context"],
+            lane_at(mine["lanes"])[0]["context"],
             mine["wake_endpoint"],
             WAKE,
             mine["wake_address"],
@@ -240,43 +267,52 @@ def _listen_for_wakes(server: int) -> None:
 
 
 @nopython
-def _sweep(server: int) -> None:
+def _sweep(lane: int) -> None:
     """Ask for a completion when many sends have none of their own, so that room comes back."""
-    mine = server_at(server)[0]
+    mine = lane_at(lane)[0]
     channel = host_channel_at(context_at(mine["context"])[0]["channel"])[0]
     silent = channel["outstanding"] - channel["signalled"]
     if mine["sweeping"] == 0 and silent * SWEEP_SHARE > channel["limit"]:
         mine["sweeping"] = native.post_nop(mine["context"], SWEEP, 0)
 
 
+@nopython
+def _needs_call(server: int) -> bool:
+    """Whether there is something for Python. While an engine has not heard yet of all fences, that
+    waits: it would add more, and the answers that stand behind these would never go.
+    """
+    mine = server_at(server)[0]
+    is_full = mine["cold_count"] == mine["cold_capacity"]
+    if mine["moves"] and not is_full and not others_know(mine["lanes"], mine["lane_count"], 0):
+        return False
+    if mine["cold_count"] > 0 or mine["attention_count"] > 0:
+        return True
+    return bool(load_relaxed(server + KICKED) != 0 or storage.store_at(mine["store"])[0]["at_rest"])
+
+
 @entry("int64(intp, int64, int64)")
 def serve(server: int, deadline_ns: int, tick_at_ns: int) -> int:
     """Move data until Python is needed: CALLED, or a reason of `shm.wait`. Sleeps when idle."""
     mine = server_at(server)[0]
-    context = mine["context"]
-    channel = host_channel_at(context_at(context)[0]["channel"])[0]
-    flushed = channel["posted"]
+    lanes, lane_count = mine["lanes"], mine["lane_count"]
+    flush(lanes, lane_count)
     while True:
         mine["rounds"] += 1
         _drain(server)
         _progress(server)
         _listen_for_wakes(server)
-        if channel["posted"] != flushed:  # An idle server must not ring the engine's bell.
-            native.flush(context)
-            flushed = channel["posted"]
-        if mine["cold_count"] > 0 or mine["attention_count"] > 0:
-            return CALLED
-        if load_relaxed(server + KICKED) != 0 or storage.store_at(mine["store"])[0]["at_rest"]:
+        flush(lanes, lane_count)
+        if _needs_call(server):
             return CALLED
         if monotonic_ns() >= tick_at_ns:
             return TICK
         if not storage.may_sleep(mine["store"]):
             continue
-        reason = native.wait_n(context, 1, NEVER, deadline_ns, tick_at_ns)
+        reason = native.wait_group(mine["group"], deadline_ns, tick_at_ns)
         storage.is_awake(mine["store"])
         if reason != THRESHOLD:
             return reason
-        if mine["held"]:
+        if is_held(lanes, lane_count):
             return CALLED
 
 
@@ -296,10 +332,14 @@ def push_out(server: int, pump: int) -> bool:
     error = its["error"]
     its["error"] = 0
     if its["mode"] == MOVER_MODE:
-        mover_pump.send(pump, _has_fenced(server) and mover_pump.post_fences(pump))
+        mine = server_at(server)[0]
+        may_answer = mover_pump.post_fences(pump) and _has_fenced(server)
+        if may_answer and not others_know(mine["lanes"], mine["lane_count"], its["lane"]):
+            may_answer, mine["parting"] = False, 1
+        mover_pump.send(pump, may_answer)
     else:
         TARGET_PUMP.send(pump)
-    native.flush(its["context"])
+    flush(server_at(server)[0]["lanes"], server_at(server)[0]["lane_count"])
     if its["error"] == 0:
         its["error"] = error
     port = port_at(its["conn"])[0]
@@ -307,4 +347,4 @@ def push_out(server: int, pump: int) -> bool:
     return bool(is_out and is_empty(its["conn"] + READY))
 
 
-assert SWEEP < PUMP_ADDRESS_MIN
+assert BARRIER < WAKE < SWEEP < PUMP_ADDRESS_MIN

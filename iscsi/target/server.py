@@ -1,5 +1,5 @@
-"""The target server: one channel, its portals, and many connections. Python accepts, logs in and
-serves what is rare; it sleeps in the compiled loop, which moves the data.
+"""The target server: a channel to each engine, its portals, and many connections. Python accepts,
+logs in and serves what is rare; it sleeps in the compiled loop, which moves the data.
 """
 
 import errno
@@ -13,6 +13,7 @@ from iscsi.target import announce, control, portals
 from iscsi.target.config import ServerConfig
 from iscsi.target.connection import Connection, Phase, warm_up
 from iscsi.target.keepalive import Step
+from iscsi.target.lanes import Lane
 from iscsi.target.live import LiveChanges
 from iscsi.target.pump import ATTENTION, serve
 from iscsi.target.scsi import sanitize
@@ -70,7 +71,7 @@ class TargetServer(LiveChanges):
 
     def _listen(self) -> None:
         for place, served in enumerate(self.config.served):
-            listener, port = portals.listen(self._channel, served.portal)
+            listener, port = portals.listen(self._lanes.first.channel, served.portal)
             self._listening[place] = portals.Listening(served, listener, port, self.config)
         for place in self._listening:
             self._accept(place)
@@ -97,7 +98,7 @@ class TargetServer(LiveChanges):
         for connection in sorted(found, key=lambda each: int(each.pump["error"]) == 0):
             self._guard(connection, self._attend)
         for row in cold:
-            self._complete(_completion(row))
+            self._complete(self._lanes.all[row[2]], _completion(row))
         if self._files.is_at_rest() or self._exclusive.is_waiting:
             self._exclusive.look()
         if mine["kicked"]:
@@ -108,10 +109,8 @@ class TargetServer(LiveChanges):
         self._watch()
 
     def _retry(self) -> None:
-        while self._unposted and self._unposted[0]():
-            self._unposted.popleft()
-        if not self._unposted:
-            self._record[0]["held"] = 0
+        for lane in self._lanes.all:
+            lane.retry()
         for connection in list(self._pumps.values()):
             self._guard(connection, self._try_again)
 
@@ -171,9 +170,9 @@ class TargetServer(LiveChanges):
         control.announce(connection, announce.connection_dropped(connection.result.cid, *times))
         self._leave(connection)
 
-    def _complete(self, done: Completion) -> None:
+    def _complete(self, lane: Lane, done: Completion) -> None:
         if done.unsolicited:
-            connection = self._endpoints.get(done.endpoint)
+            connection = self._endpoints.get((lane, done.endpoint))
             if connection is not None:
                 self._disconnected(connection, done.status)
             return
@@ -191,7 +190,7 @@ class TargetServer(LiveChanges):
             self._fences.complete(done)
             return
         connection = self._slots[slot]
-        if connection is None or connection.endpoint != done.endpoint:
+        if connection is None or (connection.lane, connection.endpoint) != (lane, done.endpoint):
             return
         if kind == CLOSE:
             self._closed(connection)
@@ -264,7 +263,7 @@ class TargetServer(LiveChanges):
 
     def close(self) -> None:
         """End every connection and listener, and give all memory back. Idempotent."""
-        self._channel.close()
+        self._lanes.close()
         for target in self._targets.values():
             for unit in target.units.values():
                 sanitize.stop(unit)
@@ -287,6 +286,6 @@ class TargetServer(LiveChanges):
 
 
 def _completion(row: tuple[Any, ...]) -> Completion:
-    # The order of shm.records.CQE's fields.
+    # The order of shm.records.CQE's fields; the third is the lane's place (`target.pump`).
     _, opcode, _, flags, endpoint, user_data, status, length, _, _, arg0, arg1, arg2 = row
     return Completion(opcode, endpoint, user_data, status, length, flags, arg0, arg1, arg2)

@@ -1,4 +1,4 @@
-"""What every part of the server stands on: its channel, its connections, and the ways in which
+"""What every part of the server stands on: its lanes, its connections, and the ways in which
 other threads reach its own. Only the server's thread touches connections; others use `call`.
 """
 
@@ -18,12 +18,14 @@ from host.errors import HostError
 from iscsi.target.buffers import DataBuffers
 from iscsi.target.config import ServedPortal, ServerConfig
 from iscsi.target.connection import Connection, Phase
-from iscsi.target.engine_units import EngineUnits, Fences, share_map
+from iscsi.target.engine_units import Fences, share_map
 from iscsi.target.exclusive import Exclusive
+from iscsi.target.lanes import Lane, Lanes
 from iscsi.target.lending import Lending
 from iscsi.target.placement import ENGINE, STREAM
 from iscsi.target.portals import Listening
 from iscsi.target.pump import SERVER, touch
+from iscsi.target.spread_units import SpreadUnits
 from iscsi.target.units import LogicalUnit, Target, by_name, require_own_files
 from iscsi.target.wake import Waker
 from iscsi.target.workers import FileWorkers, SlowCommands
@@ -54,7 +56,7 @@ class ServerCore(ABC):
         self._slots: list[Connection | None] = [None] * (config.max_connections + config.max_logins)
         self._free_slots = list(range(len(self._slots) - 1, -1, -1))
         self._pumps: dict[int, Connection] = {}
-        self._endpoints: dict[int, Connection] = {}
+        self._endpoints: dict[tuple[Lane, int], Connection] = {}
         self._sessions: dict[tuple[str, int, str], Connection] = {}
         self._logins: dict[Connection, None] = {}  # oldest first
         self._unfinished: list[Connection] = []  # closed, but a worker still uses their memory
@@ -62,20 +64,18 @@ class ServerCore(ABC):
         self._beginning: dict[int, tuple[ServedPortal, Future[int]]] = {}  # portals to come
         self._reserved = 0
         self._tsih = 0
-        self._unposted: deque[Callable[[], bool]] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._thread = threading.get_ident()
         self._waker: Waker | None = None
         self._record = np.zeros(1, SERVER)
-        self._lending: Lending | None = None  # with a datamover
         self._fences = Fences(FENCE, KIND_BITS)
         self.counts: Counter[str] = Counter()
         self.stopping = False
         self.draining = False
-        self._channel = engine.channel(work=CHANNEL_WORK, events=config.ring_capacity)
+        self._lanes = Lanes(engine, config.engines, CHANNEL_WORK, config.ring_capacity)
         try:
             self.buffers = DataBuffers(engine, config.data_buffers)
-            self._waker = Waker(engine, self._channel)
+            self._waker = Waker(engine, self._lanes.first.channel)
             self._files = FileWorkers(config.file_workers, self._waker.descriptor)
         except BaseException:
             self._release()
@@ -84,9 +84,8 @@ class ServerCore(ABC):
         self._exclusive = Exclusive()
         self._lay_out(self._waker)
         try:
-            if config.placement != STREAM:
-                self._lending = Lending(engine, self._channel, config.engine_limits)
-                self._record[0]["lending"] = self._lending.address
+            for lane in self._lanes.all if self._moves else ():
+                lane.lend(Lending(engine, lane.channel, config.engine_limits))
             for target in self._targets.values():
                 self._adopt(target.units.values())
                 self._hand_units_over(target)
@@ -109,10 +108,16 @@ class ServerCore(ABC):
             unit.refresh_gate()
 
     def _hand_units_over(self, target: Target) -> None:
-        """Have the engine serve a target's units in memory by itself, if it is to."""
+        """Have the engines serve a target's units in memory by themselves, if they are to."""
         if self.config.placement == ENGINE:
-            table = self._engine.make_table(self._channel, int(target.table.size))
-            target.engine = EngineUnits(self._channel, self, self._fences, target, table, UNIT)
+            target.engine = SpreadUnits(
+                self._engine, self._lanes.all, self._fences, target, unit_data=UNIT
+            )
+
+    @property
+    def _moves(self) -> bool:
+        """Whether engines make and take the PDUs of what has logged in."""
+        return self.config.placement != STREAM
 
     def _units_changed(self, done: Completion) -> None:
         """A change of an engine's table of units is made."""
@@ -126,7 +131,8 @@ class ServerCore(ABC):
         self._attention = np.zeros(len(self._slots), np.int64)
         self._cold = np.zeros(COLD_MAX, CQE)
         mine = self._record[0]
-        mine["context"] = self._channel.context
+        mine["lanes"], mine["lane_count"] = self._lanes.address, len(self._lanes.all)
+        mine["group"], mine["moves"] = self._lanes.group, self._moves
         mine["touched"] = address_of(self._touched)
         mine["attention"] = address_of(self._attention)
         mine["cold"], mine["cold_capacity"] = address_of(self._cold), COLD_MAX
@@ -136,11 +142,10 @@ class ServerCore(ABC):
 
     def _release(self) -> None:
         """Give back everything but connections. Idempotent."""
-        self._channel.close()
+        self._lanes.close()
         for target in self._targets.values():
             target.engine = None
-        if self._lending is not None:
-            self._lending.free()
+        self._lanes.free()
         if hasattr(self, "buffers"):
             self.buffers.free()
         if self._waker is not None:
@@ -198,21 +203,6 @@ class ServerCore(ABC):
         self._slow.collect()
 
     # --- what the parts use ------------------------------------------------------------------
-
-    def _post(self, post: Callable[[], bool]) -> None:
-        """Post now, or when there is room again."""
-        if self._unposted or not post():
-            self._unposted.append(post)
-
-    def post_later(self, post: Callable[[], bool]) -> None:
-        """Post now, or when there is room again."""
-        self._post(post)
-
-    def post_first(self, post: Callable[[], bool]) -> None:
-        """Post now, or when there is room again, and before anything is answered."""
-        self._post(post)
-        if self._unposted:
-            self._record[0]["held"] = 1
 
     def _touch(self, connection: Connection) -> None:
         """Have the compiled loop look at a connection, unless its memory is about to go."""

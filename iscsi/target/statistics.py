@@ -29,6 +29,7 @@ def session_statistics(connection: Connection) -> dict[str, Any]:
         "portal_group_tag": connection.portal_group_tag,
         "user": result.user,
         "phase": connection.phase.name.lower(),
+        "engine": connection.lane.engine,
         **connection.counts,
         "workers": connection.jobs,
         "buffer_bytes": int(mine["buffer_held"]),

@@ -23,6 +23,7 @@ from iscsi.wire.sense import Asc, Sense, SenseKey
 from shm.view import address_of
 
 if TYPE_CHECKING:
+    from iscsi.target.lanes import Lane
     from iscsi.target.nexus import Nexus, Tasks
     from iscsi.target.scsi.command import Command, Reservation
 
@@ -80,9 +81,10 @@ class Reservations(Protocol):
 
 
 class EnginePlaces(Protocol):
-    """A target's units as an engine knows them that serves some by itself. `table` names them."""
+    """A target's units as engines know them that serve some by themselves."""
 
-    table: int
+    def table_at(self, lane: "Lane") -> int:
+        """The name of the table at a lane's engine."""
 
     def ask_counts(self) -> Callable[[], bool]:
         """Have it say what it served, for the entries of the target's table; whether it has."""

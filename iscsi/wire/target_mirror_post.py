@@ -224,6 +224,7 @@ def post_taken(conn: int) -> None:
         pop(mirror + DONES)
     elif source != FROM_NOWHERE:
         mine["posts"] += 1
+        mine["fences"] += 1
         if source == FROM_ABORTS:
             abort_at(_next_abort(mirror))[0]["stage"] = ABORT_POSTED
             mine["aborts_open"] += 1

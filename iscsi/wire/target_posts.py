@@ -55,10 +55,11 @@ MIRROR: Final = record(
     Field("abort_number", "<i8"),  # of the newest
     Field("aborts_open", "<i8"),  # how many are under way
     Field("dropped", "<i8"),  # commands that were aborted before they were known here
+    Field("fences", "<i8"),  # ABORTs, CANCELs and GATEs that were posted, in all
     Field("dones", QUEUE),  # control slots of the engine
     Field("cancels", QUEUE),  # ids of tasks
     Field("gates", QUEUE),  # LUNs
-    size=192,
+    size=256,
 )
 lower_at = opener(LOWER)
 mirror_at = opener(MIRROR)
@@ -214,6 +215,19 @@ def add_gate(mirror: int, lun: int) -> None:
     if not _is_in(mirror + GATES, lun):
         mirror_at(mirror)[0]["unsettled"] += 1
         push(mirror + GATES, lun)
+
+
+@nopython
+def gate_last(mirror: int) -> None:
+    """Have the gate that would be posted next posted behind the others that wait."""
+    push(mirror + GATES, pop(mirror + GATES))
+
+
+@nopython
+def gates_waiting(mirror: int) -> int:
+    """How many gates were not posted yet."""
+    mine = queue_at(mirror + GATES)[0]
+    return int(mine["tail"] - mine["head"])
 
 
 def mirror_parts(task_count: int, control_count: int, lun_count: int) -> dict[str, int]:
