@@ -58,9 +58,8 @@ class Group:
 
         Raises NothingOutstanding when nothing could ever come, EngineDied.
         """
-        if (found := self.ready) > 0:
+        if (found := self._found()) > 0:
             return WaitResult(found, "threshold")
-        self._check_running()
         if timeout_s is None and not any(channel.outstanding for channel in self.channels):
             raise NothingOutstanding("nothing is outstanding on any channel: the sleep has no end")
         now = monotonic_ns()
@@ -70,14 +69,21 @@ class Group:
             if reason not in (TICK, SIGNAL):
                 break
             now = monotonic_ns()  # Python has had its look at signals between the two calls.
-        found = self.ready
-        if reason == PEER and found == 0:
-            self._check_running()
+        found = self._found() if reason == PEER else self.ready
         return WaitResult(found, "threshold" if found else REASON_NAMES[reason])
 
-    def _check_running(self) -> None:
-        if not all(channel.is_running for channel in self.channels):
+    def _found(self) -> int:
+        """What `poll` would give, the ends of posts whose engine went away among it. Raises
+        EngineDied when nothing is left of one that did.
+        """
+        if (found := self.ready) > 0:
+            return found
+        dead = [channel for channel in self.channels if not channel.is_running]
+        for channel in dead:
+            channel.progress()
+        if dead and not self.ready:
             raise EngineDied("an engine of this group went away: connect again")
+        return self.ready
 
     def poll(self) -> list[tuple[Channel, Any]]:
         """What can be taken now, each completion with its channel."""

@@ -81,7 +81,10 @@ class Lanes:
     def __init__(self, engine: Any, count: int, work: int, events: int) -> None:
         there = int(engine.engine_count)
         if count > there:
-            raise ValueError(f"{count} engines, but there are {there}: ppe up --engines {count}")
+            raise ValueError(
+                f"engines: {count} are wanted and the process of this one has {there}: start it "
+                f"with `ppe up --engines {count}`, or want fewer"
+            )
         first = int(engine.engine)
         numbers = [(first + place) % there for place in range(count or there)]
         self._records = np.zeros(len(numbers), LANE)

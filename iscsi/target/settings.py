@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from iscsi.target.access import AccessPolicy, Grant, Redirect, TargetAccess
 from iscsi.target.backends import CACHE_MODES
-from iscsi.target.config import ServedPortal, ServerConfig
+from iscsi.target.config import ENGINES_MAX, ServedPortal, ServerConfig
 from iscsi.target.placement import PLACEMENTS, STREAM
 from iscsi.target.toml_lines import key_lines
 from iscsi.target.toml_reader import Faults, SettingsError, Table
@@ -183,6 +183,7 @@ def _limits(server: Table) -> dict[str, Any]:
         ("max_logins", 1, 4096),
         ("file_workers", 1, 256),
         ("slow_workers", 1, 256),
+        ("engines", 0, ENGINES_MAX),
     ):
         if server.has(key):
             found[key] = server.number(key, low, low, high)

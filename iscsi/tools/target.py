@@ -156,6 +156,12 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the engine does of a connection: stream, datamover (also frames PDUs and moves "
         "data) or engine (also serves READ and WRITE of --ram LUNs) (default: stream)",
     )
+    add(
+        "--engines",
+        type=int,
+        metavar="N",
+        help="spread connections over N engines of one `ppe up --engines` (default: over all)",
+    )
     add("--max-connections", type=int, metavar="N", help="refuse further logins (default: 256)")
     add("--name", help="name for `ppe target ls` and the others (default: the process's number)")
     add("--control", metavar="PATH", type=Path, help="the control socket's path")

@@ -122,10 +122,13 @@ def stat(args: argparse.Namespace) -> int:
 def _show(found: dict[str, Any]) -> None:
     output.write(f"pid {found['pid']}{', draining' if found['draining'] else ''}")
     output.write(", ".join(f"{count} {what}" for what, count in found["counts"].items()) or "idle")
+    for engine in found["engines"]:
+        output.write(f"engine {engine['engine']}: {engine['connections']} connections")
     for session in found["sessions"]:
         output.write(
             f"session {session['initiator']} from {session['peer']} to {session['target']}: "
-            f"{session['commands']} commands, {session['rejects']} rejects"
+            f"{session['commands']} commands, {session['rejects']} rejects, "
+            f"engine {session['engine']}"
         )
     for target in found["targets"]:
         for unit in target["units"]:
@@ -150,6 +153,11 @@ def prometheus(found: dict[str, Any]) -> Iterator[str]:
         "ppe_target_sessions",
         "gauge",
         [({"target": target["name"]}, target["sessions"]) for target in found["targets"]],
+    )
+    yield from _metric(
+        "ppe_target_connections",
+        "gauge",
+        [({"engine": str(each["engine"])}, each["connections"]) for each in found["engines"]],
     )
     for name in _SESSION:
         kind = "gauge" if name == "buffer_bytes" else "counter"

@@ -39,6 +39,7 @@ _OF_THE_FILE: Final = {
     "removable": "--removable",
     "max_connections": "--max-connections",
     "placement": "--placement",
+    "engines": "--engines",
     "reservations": "--reservations",
     "warn_used": "--warn-used",
     "warn_free": "--warn-free",
@@ -93,6 +94,8 @@ def _settings_of_flags(args: argparse.Namespace) -> Settings:
                 f"{', '.join(PLACEMENTS)} are possible",
             )
         server["placement"] = args.placement
+    if args.engines is not None:
+        server["engines"] = args.engines
     for word in (*args.portal, *args.advertise):
         if parse_listen(word) is None:
             what = "portal" if word in args.portal else "advertised address"

@@ -12,7 +12,7 @@ import pytest
 import host
 from host.errors import EngineDied, EngineRefused, NothingOutstanding
 from host.group import Group
-from shm.operations import CANCELLED, EVENT_DISCONNECTED
+from shm.operations import CANCELLED, EVENT_DISCONNECTED, FLUSHED
 from tests.e2e.raw import RawClient, facts
 from tests.e2e.running import RunningEngine, environment_of, wait_until
 from tests.host.conftest import INLINE
@@ -48,11 +48,11 @@ def pair(handle):
 def test_a_sleep_ends_with_what_comes_from_any_engine(pair):
     group = Group(pair)
     for turn in range(50):
-        for place, channel in enumerate(pair):
+        for channel in pair:
             assert channel.post_nop(turn)
             assert group.wait(timeout_s=PATIENCE_S) == (1, "threshold")
             ((where, done),) = group.poll()
-            assert where is pair[place]
+            assert where is channel
             assert done.user_data == turn
 
 
@@ -244,17 +244,21 @@ def test_whatever_a_client_says_of_engines_is_answered(daemon, handle):
 
 
 def test_the_death_of_a_daemon_ends_the_sleep_for_all_its_engines(tmp_path):
-    with RunningEngine(tmp_path, "--engines", "2") as made, environment_of(made):
-        with host.connect(made.name) as handle:
-            first = handle.channel(engine=0)
-            second = handle.channel(engine=1, beside=first)
-            group = Group((first, second))
-            listener, _ = second.listen("127.0.0.1", 0)
-            assert second.post_accept(listener, 1)
-            killer = threading.Timer(0.2, made.kill)
-            killer.start()
-            with pytest.raises(EngineDied):
-                while True:
-                    group.wait(timeout_s=PATIENCE_S)
-                    group.poll()
-            killer.join()
+    with (
+        RunningEngine(tmp_path, "--engines", str(ENGINES)) as made,
+        environment_of(made),
+        host.connect(made.name) as handle,
+    ):
+        first = handle.channel(engine=0)
+        second = handle.channel(engine=1, beside=first)
+        group = Group((first, second))
+        listener, _ = second.listen("127.0.0.1", 0)
+        assert second.post_accept(listener, 1)
+        killer = threading.Timer(0.2, made.kill)
+        killer.start()
+        assert group.wait(timeout_s=PATIENCE_S).reason == "threshold"
+        ((where, done),) = group.poll()
+        assert (where, done.user_data, done.status) == (second, 1, FLUSHED)
+        with pytest.raises(EngineDied):
+            group.wait(timeout_s=PATIENCE_S)
+        killer.join()

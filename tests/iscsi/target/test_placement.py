@@ -50,11 +50,21 @@ def daemon(tmp_path_factory):
         yield made
 
 
-@pytest.fixture(params=["inline", "daemon"])
+@pytest.fixture(scope="module")
+def daemon_of_two(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("two")
+    with RunningEngine(directory, "--engines", "2") as made, environment_of(made):
+        yield made
+
+
+@pytest.fixture(params=["inline", "daemon", "daemon_of_two"])
 def serving(request):
+    """With the last, two sessions of a test are at two engines."""
     options = {"placement": "engine", "disk": {"removable": True}, "linger_s": 0.2}
-    if request.param == "daemon":
-        options["engine"] = request.getfixturevalue("daemon").name
+    if request.param != "inline":
+        made = request.getfixturevalue(request.param)
+        options["engine"] = made.name
+        request.getfixturevalue("monkeypatch").setenv("PPE_RUNTIME_DIR", str(made.directory))
     with Serving(**options) as found:
         yield found
 
@@ -291,7 +301,7 @@ def test_initiators_wait_for_buffers_and_get_them(monkeypatch):
             session.log_out()
             session.socket.close()
         serving.wait_idle()
-        assert serving.server.call(lambda: serving.server._lending.kept) == 0
+        assert serving.server.call(lambda: serving.server._lanes.first.lending.kept) == 0
 
 
 @pytest.mark.slow
