@@ -237,7 +237,12 @@ class EngineHandle:
         return int(answer["endpoint"])
 
     def forget(self, channel: PostingChannel) -> None:
-        """Detach a closed channel; the engine lets go of its endpoints before this returns."""
+        """Detach a closed channel; the engine lets go of its endpoints before this returns.
+
+        Raises ValueError while others have their wake word in it.
+        """
+        if any(other.wake_owner is channel is not other for other in self._channels):
+            raise ValueError("others were opened beside this channel: close those first")
         number, segment, bell, wake = self._channels.pop(channel)
         if not self._is_inherited:  # Else all of it is the parent's, and not even mapped here.
             if channel not in self._stale:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import host
+import ppe.control
+import ppe.cycle.services.datamover  # noqa: F401 - compiles while tests are collected
 from host.errors import EngineDied, EngineRefused, NothingOutstanding
 from host.group import Group
 from shm.operations import CANCELLED, EVENT_DISCONNECTED, FLUSHED
@@ -101,6 +103,8 @@ def test_a_channel_with_the_wake_word_of_others_goes_last(daemon, handle, pair):
     number = handle._channels[pair[0]][0]
     with pytest.raises(EngineRefused, match="has the wake word of others"):
         handle.order("detach", channel=number)
+    with pytest.raises(ValueError, match="opened beside this channel"):
+        pair[0].close()
     third = handle.channel(engine=0, beside=pair[1])  # Beside a neighbour is beside the first.
     assert third.wake_owner is pair[0]
     assert Group((*pair, third)).wait(timeout_s=0) == (0, "deadline")

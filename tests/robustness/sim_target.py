@@ -4,6 +4,7 @@ them, over links in memory. What a worker thread would do is done when the sched
 
 from collections import deque
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 from iscsi.target import control
 from iscsi.target.buffers import DataBuffers
@@ -23,12 +24,16 @@ BUFFERS = ((16 << 10, 16), (256 << 10, 4))
 STAGING = 64
 
 
+# What a server has at an engine; here there is none, and nothing is posted.
+NO_LANE = SimpleNamespace(channel=SimpleNamespace(context=0), address=0)
+
+
 class Session:
     """A connection and the link it came over."""
 
     def __init__(self, slot, link, deadline_ns):
         self.link = link
-        self.connection = Connection(slot, slot, ("127.0.0.1", slot), deadline_ns)
+        self.connection = Connection(slot, NO_LANE, slot, ("127.0.0.1", slot), deadline_ns)
         self.input = bytearray()
         self.transmitter = None
         self.is_over = False  # send what there is, then hang up
@@ -158,7 +163,7 @@ class SimTarget:
         session.link.down += login.data_to_send()
         if login.done and not login.failed:
             connection = session.connection
-            connection.enter(self.memory, 0, self.limits, STAGING, 0, self.buffers)
+            connection.enter(self.memory, self.limits, STAGING, 0, self.buffers)
             connection.keepalive = Keepalive(self.nop_ns, 15 * 10**9)
             session.transmitter = Transmitter(doors, connection.protocol.address)
             for lun in self.target.units:
