@@ -170,9 +170,15 @@ JSON = st.recursive(
     max_leaves=8,
 )
 CALLS = st.sampled_from(
-    ["hello", "attach", "register", "detach", "unregister", "accounts", "stat", "x"]
+    [
+        *("hello", "attach", "register", "detach", "unregister", "accounts", "stat", "x"),
+        *("share", "move"),
+    ]
 )
-FIELDS = ("version", "layout", "work", "events", "size", "channel", "region", "id")
+FIELDS = (
+    *("version", "layout", "work", "events", "size", "channel", "region", "id"),
+    *("engine", "beside", "endpoint", "to"),
+)
 
 
 @settings(
