@@ -218,6 +218,7 @@ class Registry:
         try:
             spec = MoverSpec.from_message(message)
             client.engine.movers.enable(
+                client.number,
                 row,
                 numbers["endpoint"],
                 spec,
