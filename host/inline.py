@@ -51,7 +51,7 @@ class InlineHandle:
         )
         self._port = ControlPort(self._tables, inline=True)
         self._port.start()
-        self._movers = Movers(self._port, MOVERS_BYTES_MAX)
+        self._movers = Movers(self._port, MOVERS_BYTES_MAX, MOVERS_BYTES_MAX)
         self._arenas = Arenas(self._register, arena_size)
         self._channels: dict[PostingChannel, tuple[int, Segment, int]] = {}
         self._numbers = list(range(LIMITS.channels - 1, 0, -1))
@@ -149,7 +149,7 @@ class InlineHandle:
         try:
             spec = MoverSpec.from_message(message)
             pool, table = place.get("pool", 0), place.get("table", 0)
-            self._movers.enable(number, endpoint, spec, home, place["words"], pool, table)
+            self._movers.enable(CLIENT, number, endpoint, spec, home, place["words"], pool, table)
         except (ValueError, MemoryError, OSError) as error:
             raise EngineRefused(f"this connection cannot be a datamover's: {error}") from error
 

@@ -306,6 +306,7 @@ class Registry:
         try:
             spec = MoverSpec.from_message(message)
             hold.engine.movers.enable(
+                client.number,
                 hold.row,
                 numbers["endpoint"],
                 spec,

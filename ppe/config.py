@@ -53,6 +53,13 @@ class Limits:
     client_memory_bytes: int = _setting(
         GIB, "shared memory of one client", low=64 * KIB, high=1 << 44, is_size=True
     )
+    client_mover_bytes: int = _setting(
+        512 * MIB,
+        "the engine's memory for datamover connections of one client",
+        low=64 * KIB,
+        high=GIB,
+        is_size=True,
+    )
     entries_per_pass: int = _setting(
         64, "work entries taken from one channel in one pass", low=1, high=4096
     )

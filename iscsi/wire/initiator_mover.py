@@ -6,7 +6,7 @@ tags and CmdSNs come from the session. It trusts no number of a POST; addresses 
 import errno
 from typing import Final
 
-from iscsi.wire import bhs
+from iscsi.wire import bhs, tx
 from iscsi.wire import sequencing as sn
 from iscsi.wire.initiator_post import (
     COMMAND_FLAGS,
@@ -270,7 +270,7 @@ def notify_next(conn: int, buffer: int, size: int, event: int) -> int:
 def end_all(conn: int, status: int) -> None:
     """The connection is over: every post that has no event yet gets one with `status`."""
     mine, port = initiator_at(conn)[0], port_at(conn)[0]
-    port["tx_sent"] = port["tx_taken"] = port["tx_made"]
+    tx.forget_all(conn)
     port["rx_object"] = 0
     for index in range(mine["task_count"]):
         address = int(mine["tasks"] + TASK_SIZE * index)

@@ -36,6 +36,7 @@ from iscsi.wire.port import (
     push,
     token_of,
 )
+from iscsi.wire.runs import cut_out
 from iscsi.wire.violations import Violation
 from shm.jit import nopython
 from shm.memory import (
@@ -236,6 +237,16 @@ def _place_more(conn: int) -> None:
     start = task_at(port["rx_object"])[0]["received"] + done
     where, length = piece_at(port["rx_object"], start)
     rx.place_next(conn, where, min(length, port["rx_more"]))
+
+
+@nopython
+def more_places(conn: int, into: int, room: int) -> tuple[int, int]:
+    """Where the data under way goes when its piece is full: a list at `into` of up to `room` runs
+    (`iscsi.wire.runs`), how many they are, and their bytes.
+    """
+    port, task = port_at(conn)[0], task_at(port_at(conn)[0]["rx_object"])[0]
+    start = task["received"] + port["rx_data_length"] - port["rx_more"]
+    return cut_out(task["runs"], task["run_count"], start, port["rx_more"], into, room)
 
 
 @nopython

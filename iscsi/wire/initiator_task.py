@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from iscsi.wire import tx
 from iscsi.wire.keys import ConnectionParams, SessionParams
 from iscsi.wire.mover import VECTOR, VECTORS_MAX
 from iscsi.wire.port import (
@@ -259,8 +260,7 @@ def fail_all(conn: int, result: int) -> None:
     For a connection that is over: no byte is being sent or received any more.
     """
     mine, port = initiator_at(conn)[0], port_at(conn)[0]
-    port["tx_sent"] = port["tx_taken"] = port["tx_made"]
-    port["tx_sent_offset"] = port["tx_taken_offset"] = 0
+    tx.forget_all(conn)
     port["rx_object"] = 0
     ready = queue_at(conn + READY)[0]
     ready["head"] = ready["tail"]

@@ -64,6 +64,7 @@ PORT: Final = record(
     Field("tx_made", "<i8"),  # positions: made, handed to the pump, sent
     Field("tx_taken", "<i8"),
     Field("tx_taken_offset", "<i8"),  # bytes of entry `tx_taken` already handed over
+    Field("tx_ahead", "<i8"),  # bytes made that nobody has taken
     Field("tx_sent", "<i8"),
     Field("tx_sent_offset", "<i8"),
     Field("span_address", "<i8"),  # what `tx_span` found

@@ -8,6 +8,7 @@ from shm.jit import nopython
 from shm.layout import Field, record
 from shm.view import opener
 
+# As struct iovec, so a list of them can be handed to the kernel.
 RUN: Final = record(Field("address", "<i8"), Field("length", "<i8"), size=16)
 run_at = opener(RUN)
 RUN_SIZE: Final = RUN.itemsize
@@ -25,6 +26,30 @@ def find(runs: int, count: int, offset: int) -> tuple[int, int]:
             return int(run["address"] + offset), int(length - offset)
         offset -= length
     return 0, 0
+
+
+@nopython
+def cut_out(
+    runs: int, count: int, offset: int, length: int, into: int, room: int
+) -> tuple[int, int]:
+    """Make a list at `into`, of at most `room` runs, of the `length` bytes from `offset` on: how
+    many runs it has, and their bytes, which are fewer if there is no room for all.
+    """
+    made, done = 0, 0
+    for index in range(count):
+        run = run_at(runs + RUN_SIZE * index)[0]
+        if offset >= run["length"]:
+            offset -= run["length"]
+            continue
+        if done == length or made == room:
+            break
+        mine = run_at(into + RUN_SIZE * made)[0]
+        mine["address"] = run["address"] + offset
+        mine["length"] = min(run["length"] - offset, length - done)
+        done += mine["length"]
+        offset = 0
+        made += 1
+    return made, int(done)
 
 
 @nopython

@@ -6,7 +6,7 @@ them; `target_notice` shows them. It trusts no number of a POST; addresses were 
 import errno
 from typing import Final
 
-from iscsi.wire import bhs
+from iscsi.wire import bhs, tx
 from iscsi.wire import lun as units
 from iscsi.wire.mover import (
     ABORT,
@@ -414,8 +414,7 @@ def end_all(conn: int, status: int) -> None:
     if port["error"] == 0:
         port["error"] = mine["over"]
     port["rx_object"] = 0
-    port["tx_taken"] = port["tx_sent"] = port["tx_made"]
-    port["tx_taken_offset"] = port["tx_sent_offset"] = 0
+    tx.forget_all(conn)
     for queue in (conn + READY, lower + NOTICES):
         queue_at(queue)[0]["head"] = queue_at(queue)[0]["tail"]
     _end_tasks(conn, mine["over"])

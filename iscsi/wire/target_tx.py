@@ -61,8 +61,8 @@ R2T_TAG_MASK: Final = 0x7FFF  # keeps a target transfer tag away from the reserv
 def tx_next(conn: int) -> int:
     """Length of the next bytes to send (at the port's `span_address`), or 0.
 
-    Makes as many PDUs as there is room for. Hand the bytes, or the first of them, to the transport
-    and say so with `tx_take`; say `tx_done` when they are sent.
+    Makes PDUs while there is room for them (`tx.has_room`). Hand the bytes, or the first of them,
+    to the transport and say so with `tx_take`, then ask again; say `tx_done` when they are sent.
     """
     while tx.has_room(conn) and not is_empty(conn + READY):
         _make_one(conn)

@@ -22,13 +22,18 @@ from shm.memory import copy_bytes, store_8, store_24_be, store_32, store_64, zer
 BHS_LENGTH: Final = bhs.BHS_LENGTH
 DIGEST_LENGTH: Final = bhs.DIGEST_LENGTH
 DATA_SEGMENT_LENGTH: Final = bhs.OFFSET_DATA_SEGMENT_LENGTH
+# With so much made and not taken no further PDU is made: a digest reads all of its data, and copies
+# are to be sent while they are in a cache. One PDU, of 16 MiB at the most, may go beyond it.
+AHEAD_MAX: Final = 512 << 10
 
 
 @nopython
 def has_room(conn: int) -> bool:
-    """Whether another PDU can be made."""
+    """Whether another PDU can be made now: it has a slot, and what is made waits for nobody."""
     port = port_at(conn)[0]
-    return bool(port["tx_made"] - port["tx_sent"] < port["tx_capacity"])
+    return bool(
+        port["tx_made"] - port["tx_sent"] < port["tx_capacity"] and port["tx_ahead"] < AHEAD_MAX
+    )
 
 
 @nopython
@@ -58,6 +63,16 @@ def inline_data(conn: int) -> int:
 
 
 @nopython
+def _made(conn: int, length: int) -> None:
+    """The PDU under way is complete and has `length` bytes."""
+    port = port_at(conn)[0]
+    tx_at(_entry(conn, port["tx_made"]))[0]["length"] = length
+    port["tx_ahead"] += length
+    port["tx_made"] += 1
+    port["tx_pdus"] += 1
+
+
+@nopython
 def commit(conn: int, header: int, data: int, length: int, token: int) -> None:
     """Finish the PDU whose header `begin` gave: its data segment, digests and what it releases."""
     port = port_at(conn)[0]
@@ -76,9 +91,7 @@ def commit(conn: int, header: int, data: int, length: int, token: int) -> None:
     entry["data_length"] = length
     entry["trailer_length"] = trailer
     entry["token"] = token
-    entry["length"] = port["tx_header_length"] + length + trailer
-    port["tx_made"] += 1
-    port["tx_pdus"] += 1
+    _made(conn, port["tx_header_length"] + length + trailer)
 
 
 @nopython
@@ -113,9 +126,7 @@ def commit_copy(conn: int, header: int, data: int, length: int) -> None:
     entry["data_length"] = length + padding + DIGEST_LENGTH
     entry["trailer_length"] = 0
     entry["token"] = TOKEN_NONE
-    entry["length"] = port["tx_header_length"] + length + padding + DIGEST_LENGTH
-    port["tx_made"] += 1
-    port["tx_pdus"] += 1
+    _made(conn, port["tx_header_length"] + length + padding + DIGEST_LENGTH)
 
 
 @nopython
@@ -140,9 +151,7 @@ def commit_segments(conn: int, header: int, segments: int, length: int, token: i
     entry["data_length"] = length - moved
     entry["trailer_length"] = moved
     entry["token"] = token
-    entry["length"] = BHS_LENGTH + length + moved
-    port["tx_made"] += 1
-    port["tx_pdus"] += 1
+    _made(conn, BHS_LENGTH + length + moved)
 
 
 @nopython
@@ -189,6 +198,7 @@ def _headers_after(conn: int, position: int) -> int:
 def take(conn: int, length: int) -> None:
     """Note that the first `length` bytes of what is there to send were handed to the transport."""
     port = port_at(conn)[0]
+    port["tx_ahead"] -= length
     while length > 0 and port["tx_taken"] < port["tx_made"]:
         left = tx_at(_entry(conn, port["tx_taken"]))[0]["length"] - port["tx_taken_offset"]
         if length < left:
@@ -197,6 +207,24 @@ def take(conn: int, length: int) -> None:
         length -= left
         port["tx_taken"] += 1
         port["tx_taken_offset"] = 0
+
+
+@nopython
+def take_back(conn: int, length: int) -> None:
+    """The last `length` bytes that were taken, all that are not sent, are to be sent after all."""
+    port = port_at(conn)[0]
+    port["tx_ahead"] += length
+    port["tx_taken"] = port["tx_sent"]
+    port["tx_taken_offset"] = port["tx_sent_offset"]
+
+
+@nopython
+def forget_all(conn: int) -> None:
+    """Nothing more will be sent: its connection is over."""
+    port = port_at(conn)[0]
+    port["tx_ahead"] = 0
+    port["tx_taken"] = port["tx_sent"] = port["tx_made"]
+    port["tx_taken_offset"] = port["tx_sent_offset"] = 0
 
 
 @nopython

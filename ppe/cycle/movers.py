@@ -32,17 +32,20 @@ def _state_of(mover: int) -> int:
 
 
 class Movers:
-    """The datamover blocks of one engine. `limit`: bytes of all together."""
+    """The datamover blocks of one engine. `limit`: bytes of all together; `client_limit`: of those
+    that connections of one client use.
+    """
 
-    def __init__(self, port: ControlPort, limit: int) -> None:
-        self._port, self._limit = port, limit
-        self._used: list[NDArray[Any]] = []
+    def __init__(self, port: ControlPort, limit: int, client_limit: int) -> None:
+        self._port, self._limit, self._client_limit = port, limit, client_limit
+        self._used: list[tuple[int, NDArray[Any]]] = []  # with its client
         self._kept: list[NDArray[Any]] = []
         self._tables: dict[tuple[int, int], NDArray[Any]] = {}
         self.bytes = 0
 
     def enable(
         self,
+        client: int,
         channel: int,
         endpoint: int,
         spec: MoverSpec,
@@ -54,7 +57,7 @@ class Movers:
         """Have the engine take a connection over. `words`: offset of MOVER_WORDS in the home block;
         `table`: what `make_table` gave, for a target whose units the engine serves.
 
-        Raises ValueError for what cannot be, MemoryError beyond the limit, OSError when the engine
+        Raises ValueError for what cannot be, MemoryError beyond a limit, OSError when the engine
         refuses.
         """
         if words < 0 or (home[1] + words) % 8 or words > home[2] - MOVER_WORDS.itemsize:
@@ -62,7 +65,7 @@ class Movers:
         self._sweep()
         luns = self._luns_of(channel, table, spec)
         self._port.tables.load_datamover()
-        memory = self._take(MOVER.itemsize + spec.size + LINE)
+        memory = self._take(client, MOVER.itemsize + spec.size + LINE)
         start = address_of(memory) + -address_of(memory) % LINE
         offset = start - address_of(memory)
         mover = memory[offset : offset + MOVER.itemsize].view(MOVER)[0]
@@ -73,12 +76,14 @@ class Movers:
             spec.build(start + MOVER.itemsize, luns)
             self._port.enable_mover(channel, endpoint, start, home, pool, table)
         except EngineSilent:
-            self._used.append(memory)  # It may still take over, and then it touches this memory.
+            self._used.append(
+                (client, memory)
+            )  # It may still take over, and then it touches this memory.
             raise
         except BaseException:
             self._give(memory)
             raise
-        self._used.append(memory)
+        self._used.append((client, memory))
 
     def make_table(self, channel: int, count: int) -> int:
         """A table of `count` units that the engine serves itself: its id. Raises OSError."""
@@ -103,18 +108,32 @@ class Movers:
             raise ValueError(f"{spec.units} units, but table {table} has another number")
         return 0 if luns is None else address_of(luns)
 
-    def _take(self, size: int) -> NDArray[Any]:
+    def _take(self, client: int, size: int) -> NDArray[Any]:
+        self._check(client, size)
         for place, memory in enumerate(self._kept):
             if memory.nbytes == size:
                 del self._kept[place]
                 memory[:] = 0
                 return memory
-        if self.bytes + size > self._limit:
+        while self.bytes + size > self._limit:  # What is kept stands in nobody's way.
+            self.bytes -= self._kept.pop(0).nbytes
+        self.bytes += size
+        return np.zeros(size, np.uint8)
+
+    def _check(self, client: int, size: int) -> None:
+        """Raise MemoryError if `size` bytes more in use were too many."""
+        if sum(memory.nbytes for _, memory in self._used) + size > self._limit:
             raise MemoryError(
                 f"connections of datamovers would take more than {self._limit >> 20} MiB"
             )
-        self.bytes += size
-        return np.zeros(size, np.uint8)
+        mine = sum(memory.nbytes for owner, memory in self._used if owner == client)
+        if mine + size > self._client_limit:
+            raise MemoryError(
+                f"a client's connections of datamovers may take {self._client_limit >> 20} MiB of "
+                f"the engine's memory, this one's take {mine / (1 << 20):.1f} and want "
+                f"{size / (1 << 20):.1f} more: close some, or start the engine with "
+                "--limit-client-mover-bytes"
+            )
 
     def _give(self, memory: NDArray[Any]) -> None:
         if len(self._kept) < KEPT_MAX:
@@ -125,10 +144,10 @@ class Movers:
     def _sweep(self) -> None:
         """Take back what belonged to endpoints that are over."""
         running = []
-        for memory in self._used:
+        for client, memory in self._used:
             start = address_of(memory) + -address_of(memory) % LINE
             if _state_of(start) == MOVER_OVER:
                 self._give(memory)
             else:
-                running.append(memory)
+                running.append((client, memory))
         self._used = running

@@ -7,7 +7,7 @@ from where it lies.
 import errno
 from typing import Final
 
-from iscsi.wire import initiator_tx
+from iscsi.wire import initiator_rx, initiator_tx, tx
 from iscsi.wire.port import READY, is_empty, port_at
 from iscsi.wire.rx import PHASE_DATA
 from ppe.cycle import libc
@@ -24,6 +24,7 @@ from ppe.cycle.records import (
     HUNG_UP,
     NONE,
     SPANS_MAX,
+    VECTOR_SIZE,
     endpoint_at,
     engine_at,
 )
@@ -46,6 +47,9 @@ DIRECT_MIN: Final = 4096
 # to its place without a copy.
 LARGE_SEGMENT: Final = 16384
 AHEAD_OF_LARGE: Final = 64
+# What one visit offers to the transport before others get their turn, give or take one PDU: as much
+# as a socket takes at once. A digest reads all of it.
+BYTES_PER_VISIT: Final = 4 << 20
 
 
 @nopython
@@ -55,8 +59,8 @@ def receive_once(engine: int, index: int) -> bool:
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
     mover = mover_at(endpoint["mover"])[0]
     conn = mover["conn"]
-    direct, wanted = _receive_spans(engine, mover["conn"], mover["ahead"])
-    got = tcp.receive(engine, index, 2 if direct > 0 else 1)
+    spans, direct, wanted = _receive_spans(engine, conn, mover["ahead"])
+    got = tcp.receive(engine, index, spans)
     if got <= 0:
         if got == EAGAIN:
             endpoint["readable"] = 0
@@ -68,17 +72,13 @@ def receive_once(engine: int, index: int) -> bool:
     count(mine["counters"], _BYTES_PLACED, placed)
     count(mine["counters"], _BYTES_STAGED, got - placed)
     add(stats_of(engine, index) + E_BYTES_IN, got)
-    violation = 0
-    if direct > 0:
-        place = port_at(conn)[0]["want_address"]
-        violation = roles.take(mover["role"], conn, place, placed)
+    violation = _take_placed(conn, mover["role"], placed)
     if got > direct and violation == 0:
         violation = roles.take(mover["role"], conn, mine["staging"], got - direct)
     if violation != 0:
         _say_why(engine, index, violation)
         return False
-    port = port_at(conn)[0]  # Small pieces are better copied than received one at a time.
-    is_large = port["rx_data_length"] >= LARGE_SEGMENT and port["rx_more"] == 0
+    is_large = port_at(conn)[0]["rx_data_length"] >= LARGE_SEGMENT
     mover["ahead"] = AHEAD_OF_LARGE if is_large else mine["staging_size"]
     if got < wanted and endpoint["readable"] != HUNG_UP:
         endpoint["readable"] = 0
@@ -105,30 +105,53 @@ def _say_why(engine: int, index: int, violation: int) -> None:
 
 
 @nopython
-def _receive_spans(engine: int, conn: int, ahead: int) -> tuple[int, int]:
-    """Point the vectors at where the next bytes belong: bytes that go to their place, and all."""
+def _receive_spans(engine: int, conn: int, ahead: int) -> tuple[int, int, int]:
+    """Point the vectors at where the next bytes belong: how many, bytes that go to their place, and
+    all. `ahead` bytes follow those whose place is known, if all of their places have a vector.
+    """
     mine, port = engine_at(engine)[0], port_at(conn)[0]
-    direct = 0
-    if port["rx_phase"] == PHASE_DATA and port["want_length"] >= DIRECT_MIN:
-        direct = port["want_length"]
+    spans, direct, more = 0, 0, port["rx_more"]
+    if port["rx_phase"] == PHASE_DATA and port["want_length"] + more >= DIRECT_MIN:
+        spans, direct = 1, int(port["want_length"])
         libc.fill_vector(mine["vectors"], 0, port["want_address"], direct)
-    libc.fill_vector(mine["vectors"], 1 if direct > 0 else 0, mine["staging"], ahead)
-    return direct, direct + ahead
+        if more > 0:
+            count, placed = initiator_rx.more_places(
+                conn, mine["vectors"] + VECTOR_SIZE, SPANS_MAX - 2
+            )
+            spans += count
+            direct += placed
+            if placed < more:
+                return spans, direct, direct
+    libc.fill_vector(mine["vectors"], spans, mine["staging"], ahead)
+    return spans + 1, direct, direct + ahead
+
+
+@nopython
+def _take_placed(conn: int, role: int, length: int) -> int:
+    """Let `length` bytes take effect that were received to their places: 0 or a violation."""
+    port = port_at(conn)[0]
+    violation = 0
+    while length > 0 and violation == 0:
+        size = min(length, port["want_length"])
+        violation = roles.take(role, conn, port["want_address"], size)
+        length -= size
+    return violation
 
 
 @nopython
 def progress(engine: int, index: int) -> int:
     """Send, then tell the host what is over. How many calls of the transport."""
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
-    done = 0
+    done, offered = 0, 0
     while endpoint["writable"] != 0:
-        if done == CALLS_PER_VISIT:
+        if done == CALLS_PER_VISIT or offered >= BYTES_PER_VISIT:
             queue_transmit(engine, index)
             break
-        outcome = _send_once(engine, index)
-        if outcome == 0:
+        length = _send_once(engine, index)
+        if length == 0:
             break
         done += 1
+        offered += length
         if endpoint["state"] != CONNECTED:
             return done
     tell(engine, index)
@@ -147,7 +170,9 @@ def _is_sent(conn: int) -> bool:
 
 @nopython
 def _send_once(engine: int, index: int) -> int:
-    """One call of the transport with as many spans as fit: 0 if there was nothing to send."""
+    """One call of the transport with as many spans as fit: bytes offered to it, 0 if there were
+    none.
+    """
     mine = engine_at(engine)[0]
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
     mover = mover_at(endpoint["mover"])[0]
@@ -160,21 +185,21 @@ def _send_once(engine: int, index: int) -> int:
         initiator_tx.tx_take(conn, length)
         spans += 1
         wanted += length
-        if spans == SPANS_MAX:
-            break
         length = roles.next_span(role, conn)
+        if spans == SPANS_MAX or wanted >= BYTES_PER_VISIT:
+            break
     if spans == 0:
         return 0
-    put = tcp.transmit(engine, index, spans, spans == SPANS_MAX)
+    # "More follows" only when it does: the kernel would hold the end of this back for it.
+    put = tcp.transmit(engine, index, spans, length > 0)
     if put < 0 and put != EAGAIN:
         break_endpoint(engine, index, put)
-        return 1
+        return int(wanted)
     if put > 0:
         count(mine["counters"], _BYTES_OUT, put)
         add(stats_of(engine, index) + E_BYTES_OUT, put)
         roles.sent(role, conn, put)
     if put < wanted:
         endpoint["writable"] = 0
-        port["tx_taken"] = port["tx_sent"]  # What was not taken is offered again.
-        port["tx_taken_offset"] = port["tx_sent_offset"]
-    return 1
+        tx.take_back(conn, wanted - max(put, 0))
+    return int(wanted)

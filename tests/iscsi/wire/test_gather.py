@@ -3,6 +3,7 @@ initiator cut in two. What the target sees is one transfer, whatever the pieces 
 them is touched, and gather lists that cannot be are refused with nothing begun.
 """
 
+import ctypes
 import errno
 from dataclasses import replace
 from itertools import pairwise
@@ -13,10 +14,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from iscsi.wire import initiator as doors
-from iscsi.wire import mover, scsi
+from iscsi.wire import initiator_rx, mover, scsi
+from iscsi.wire import runs as run_lists
 from iscsi.wire.bhs import Opcode
 from iscsi.wire.keys import ConnectionParams, SessionParams
+from iscsi.wire.port import port_at
 from iscsi.wire.runs import RUN
+from shm.jit import entry
+from shm.memory import store_64
 from shm.view import address_of
 from tests.iscsi.wire.full_feature import (
     BLOCK,
@@ -40,6 +45,18 @@ WRITES = [
 ]
 GAP = 0xA5
 KINDS = [Joined, Split]
+
+
+@entry("int64(intp, intp, int64)")
+def more_places(conn, into, room):
+    return initiator_rx.more_places(conn, into, room)[0]
+
+
+@entry("void(intp, int64, int64, int64, intp, int64, intp, intp)")
+def cut_out(runs, count, offset, length, into, room, count_at, covered_at):
+    made, covered = run_lists.cut_out(runs, count, offset, length, into, room)
+    store_64(count_at, made)
+    store_64(covered_at, covered)
 
 
 class Pieces:
@@ -150,6 +167,60 @@ def test_received_to_their_place_the_pieces_are_asked_for_one_by_one(digest):
     assert done.received == 4096
     assert np.array_equal(back.data, ends.ram[:4096])
     assert back.gaps_are_whole
+
+
+@pytest.mark.parametrize("digest", [False, True])
+@pytest.mark.parametrize("room", [1, 3, 64])
+def test_the_places_of_all_pieces_are_known_before_their_data_comes(digest, room):
+    """So that one call of a transport fills them: as often as there is room for so many."""
+    ends = Joined(SHORT, ConnectionParams(max_recv_data_segment_length=2048, data_digest=digest))
+    ends.ram[:] = pattern(ends.ram.size)
+    back = Pieces([1000, 24, 3000, 1, 71])
+    submit(ends, back, 0, is_write=False)
+    ends.target.receive(ends.initiator.data_to_send())
+    stream, at = ends.target.data_to_send(), 0
+    conn = ends.initiator.address
+    port = port_at(conn)[0]
+    places = np.zeros(64, RUN)
+    counts = []
+    while at < len(stream):
+        rows = [(int(port["want_address"]), int(port["want_length"]))]
+        if port["rx_more"] > 0:
+            count = more_places(conn, address_of(places), room)
+            rows += [(int(row["address"]), int(row["length"])) for row in places[:count]]
+            counts.append(count)
+        for address, length in rows:  # As the kernel does: into all of them, before we look.
+            ctypes.memmove(address, stream[at : at + length], length)
+            at += length
+        for address, length in rows:
+            assert int(port["want_address"]) == address
+            assert doors.rx_bytes(conn, address, length) == 0
+    assert counts == [min(room, 2)] * 2, "each PDU reaches into three pieces"
+    (done,) = ends.initiator.completions()
+    assert (done.status, done.received) == (0, 4096)
+    assert np.array_equal(back.data, ends.ram[:4096])
+    assert back.gaps_are_whole
+
+
+@settings(max_examples=examples(300), deadline=None)
+@given(data=st.data())
+def test_a_list_cut_out_of_a_list_names_the_same_bytes_in_the_same_order(data):
+    lengths = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=9))
+    pieces = Pieces(lengths)
+    offset = data.draw(st.integers(0, pieces.size - 1))
+    length = data.draw(st.integers(1, pieces.size - offset))
+    room = data.draw(st.integers(1, 12))
+    found = np.zeros(room, RUN)
+    count, covered = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    cut_out(address_of(pieces.runs), len(lengths), offset, length, address_of(found), room,
+            address_of(count), address_of(covered))  # fmt: skip
+    rows = found[: int(count[0])]
+    assert (rows["length"] > 0).all()
+    assert rows["length"].sum() == covered[0]
+    assert covered[0] == length or (len(rows) == room and covered[0] < length)
+    wanted = [a + i for a, n in pieces.runs.tolist() for i in range(n)]
+    wanted = wanted[offset : offset + int(covered[0])]
+    assert [a + i for a, n in rows.tolist() for i in range(n)] == wanted
 
 
 @pytest.mark.parametrize("session", WRITES)
