@@ -1,7 +1,8 @@
 """The `ppe` command: find the sub-command, parse its flags, turn its errors into exit codes.
 
 A command's module is imported when that command runs and not before, so `ppe version` and the
-help text never load the compiler. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+help text never load the compiler. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted; a
+command that was told to end tidies up and dies of the signal.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NoReturn, Protocol
 
 from ppe import __version__, output
+from ppe.ending import Ended, die_of, orderly
 from ppe.errors import OperatorError, UsageError
 
 ENTRY_POINT_GROUP: Final = "ppe.commands"
@@ -102,11 +104,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     name = words[0] if words and not words[0].startswith("-") else ""
     try:
-        code = _run(name, words)
-        sys.stdout.flush()  # Here, where a closed pipe is still ours to handle.
+        with orderly():
+            code = _run(name, words)
+            sys.stdout.flush()  # Here, where a closed pipe is still ours to handle.
     except OperatorError as error:
         output.complain(f"ppe {name}".rstrip(), error.message, error.hint)
         return error.exit_code
+    except Ended as end:
+        die_of(end.number)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:

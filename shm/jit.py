@@ -86,6 +86,8 @@ def nopython(function: F) -> F:
     """Mark a helper of compiled code: no GIL, no bounds checks, C division, compiled on demand."""
     if JIT_DISABLED:
         return function
+    if not imported.is_ours(function.__module__):
+        imported.note_running()  # an installed module, which nobody watches
     return cast(F, numba.njit(nogil=True, error_model="numpy", boundscheck=False)(function))
 
 
@@ -109,6 +111,9 @@ def entry(signature: str) -> Callable[[F], F]:
 @contextmanager
 def _cache_for(function: Callable[..., Any]) -> Iterator[bool]:
     """Set where the compiled code of `function` is kept, and say whether it is kept at all."""
+    if not Path(function.__code__.co_filename).is_file():
+        yield False  # It was typed in, and will be again.
+        return
     imported.note_running()  # a loader of its own may have brought the module
     directory = _cache_directory(function.__module__, imported.noted())
     if directory is None:

@@ -1,8 +1,8 @@
 """`ppe demo`: one pinned engine, a target and an initiator on it, and what they did.
 
-Everything is started by this command, in a run directory of its own, and stopped at its end. The
-initiator is this process; the target is another one; the engine moves the bytes of both. Hosts
-sleep in `wait_n`, so that on two cores nobody spins on the core of somebody else.
+Everything is started by this command, in a run directory of its own, and stopped at its end, be it
+a signal. The initiator is this process; the target is another one; the engine moves the bytes of
+both. Hosts sleep in `wait_n`, so that on two cores nobody spins on the core of somebody else.
 """
 
 import argparse
@@ -19,11 +19,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ppe import output
+from ppe import output, paths
 from ppe.errors import OperatorError
 
 ENGINE: Final = "demo"
 PATIENCE_S: Final = 300
+TIDY_S: Final = 30  # what a command gets to undo what it began
 CHUNK_BLOCKS: Final = 2048
 
 
@@ -64,27 +65,28 @@ def _ppe(*words: str, **options: Any) -> "subprocess.Popen[str]":
 
 
 def _run_json(*words: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "ppe", *words, "--json"],
-        text=True,
-        stdout=subprocess.PIPE,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    if done.returncode != 0:
+    process = _ppe(*words, "--json", stdout=subprocess.PIPE)
+    try:
+        text, _ = process.communicate(timeout=PATIENCE_S)
+    except BaseException:
+        process.terminate()  # Not killed: an engine that is just starting would outlive it.
+        process.communicate(timeout=TIDY_S)
+        raise
+    if process.returncode != 0:
         raise OperatorError(f"`ppe {' '.join(words)}` failed", "its message is above")
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(text)
     return found
 
 
 @contextlib.contextmanager
 def _engine() -> Iterator[None]:
     output.say("· starting an engine on a core of its own")
-    _run_json("up", "--name", ENGINE)
     try:
+        _run_json("up", "--name", ENGINE)
         yield
     finally:
-        _run_json("down", "--name", ENGINE)
+        if paths.engine_files(ENGINE).socket.exists():
+            _run_json("down", "--name", ENGINE)
 
 
 @contextlib.contextmanager
@@ -96,7 +98,7 @@ def _target(mib: int) -> Iterator[str]:
         yield _url_of(target)
     finally:
         target.terminate()
-        target.wait(timeout=30)
+        target.wait(timeout=TIDY_S)
 
 
 def _url_of(target: "subprocess.Popen[str]") -> str:

@@ -13,6 +13,7 @@ from iscsi.target.units import RamDisk, Target
 from iscsi.wire import bhs
 from iscsi.wire.names import Portal
 from tests.iscsi.target.serving import BLOCK, Raw, wait_until
+from tests.robustness.fuzz import START_S
 from tests.robustness.fuzz_target import BLOCKS, Attacker
 from tests.robustness.simulator import NAME, draw_proposal
 
@@ -33,7 +34,7 @@ class SocketFuzz(Attacker):
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="target", daemon=True)
         self._thread.start()
-        assert self._ready.wait(120), "the server does not start"
+        assert self._ready.wait(START_S), "the server does not start"
         self.neighbour = Raw(self.port).log_in(NAME, isid=0x4000_0000_0001).clear_attention()
         self.neighbourly()
         self.mapped = self._mapped()

@@ -14,12 +14,14 @@ class Wrong(AssertionError):
 
 
 class Medium:
-    """The model of one unit. Blocks in `wild` were in a PDU that was damaged on its way."""
+    """The model of one unit. Blocks in `wild` were in a PDU that was damaged on its way: they are
+    anything until they are written again, and to a read that was open meanwhile also after that.
+    """
 
     def __init__(self, content):
         self.possible = [{bytes(row)} for row in content.reshape(-1, BLOCK)]
         self.wild = set()
-        self.readers = {}  # open reads: what each of their blocks may show
+        self.readers = {}  # open reads: what each of their blocks may show, and which are wild
 
     @property
     def blocks(self):
@@ -28,19 +30,20 @@ class Medium:
     def begin_read(self, reader, lba, blocks):
         """From now on it may show what is there, and what is begun while it is open."""
         fresh = [set(self.possible[at]) for at in range(lba, lba + blocks)]
-        self.readers[reader] = (lba, fresh)
+        self.readers[reader] = (lba, fresh, self.wild.intersection(range(lba, lba + blocks)))
 
     def end_read(self, reader, data=None):
         """Check what a read brought; None if it brought nothing."""
-        lba, allowed = self.readers.pop(reader)
+        lba, allowed, wild = self.readers.pop(reader)
         for index, contents in enumerate(allowed if data is not None else ()):
-            self._check(lba + index, data[BLOCK * index : BLOCK * (index + 1)], contents)
+            if lba + index not in wild:
+                self._check(lba + index, data[BLOCK * index : BLOCK * (index + 1)], contents)
 
     def begin_write(self, lba, contents):
         """A change may happen from now on. `contents`: of each of its blocks, afterwards."""
         for index, content in enumerate(contents):
             self.possible[lba + index].add(content)
-            for start, allowed in self.readers.values():
+            for start, allowed, _ in self.readers.values():
                 if 0 <= lba + index - start < len(allowed):
                     allowed[lba + index - start].add(content)
 
@@ -52,7 +55,10 @@ class Medium:
 
     def damage(self, lba, blocks):
         """What was on its way to these blocks may have changed: anything may be there."""
-        self.wild.update(range(lba, lba + blocks))
+        places = range(lba, lba + blocks)
+        self.wild.update(places)
+        for _, _, wild in self.readers.values():
+            wild.update(places)
 
     def known(self, lba, blocks):
         """The contents of some blocks, or None if they are not certain."""
@@ -64,11 +70,12 @@ class Medium:
     def check_all(self, content):
         """Compare with the medium itself, when nothing is open."""
         for at, row in enumerate(content.reshape(-1, BLOCK)):
-            self._check(at, bytes(row), self.possible[at])
+            if at not in self.wild:
+                self._check(at, bytes(row), self.possible[at])
 
     def _check(self, at, found, allowed):
         """One of the contents, or torn between them: a block is no atomic unit of a write."""
-        if found in allowed or at in self.wild:
+        if found in allowed:
             return
         rows = np.array([np.frombuffer(content, np.uint8) for content in allowed])
         if len(allowed) > 1 and (rows == np.frombuffer(found, np.uint8)).any(axis=0).all():

@@ -1,0 +1,86 @@
+"""`ppe demo` that is told to end takes its engine and its target along, whatever it is doing."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from shm.jit import JIT_DISABLED
+from tests.e2e.running import ROOT, START_S, wait_until
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(START_S + 100),
+    pytest.mark.skipif(JIT_DISABLED, reason="engines are compiled"),
+]
+ENGINE_BEGUN = "starting an engine"
+ENGINE_AT_WORK = "writing, reading back"
+
+
+class Demo:
+    """A demo under way, in a session of its own: its children are those of that session, or of the
+    engine's, which is another one.
+    """
+
+    def __init__(self, directory):
+        self.temporary = directory
+        environment = {
+            **os.environ,
+            "TMPDIR": str(directory),
+            "PPE_CPU_LOCK_DIR": str(directory),
+        }
+        self.log = (directory / "demo.err").open("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ppe", "demo", "--seconds", "100"],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=self.log,
+        )
+
+    def said(self):
+        """What it said so far."""
+        return (self.temporary / "demo.err").read_text()
+
+    def engine_pid(self):
+        """The pid in the engine's lock, once there is one; 0 before."""
+        for lock in self.temporary.glob("ppe-demo-*/demo.lock"):
+            text = lock.read_text().split()
+            if text:
+                return int(text[0])
+        return 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pid = self.engine_pid()
+        self.process.kill()
+        self.process.wait()
+        if pid and is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
+        self.log.close()
+
+
+def is_alive(pid):
+    """Whether the process runs (a zombie does not)."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("moment", [ENGINE_BEGUN, ENGINE_AT_WORK])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_told_to_end_leaves_no_engine(tmp_path, number, moment):
+    with Demo(tmp_path) as demo:
+        wait_until(lambda: moment in demo.said(), f"{moment!r} in {demo.said()!r}", START_S)
+        pid = wait_until(demo.engine_pid, "the engine's pid", START_S)
+        demo.process.send_signal(number)
+        assert demo.process.wait(90) == -number, demo.said()
+        wait_until(lambda: not is_alive(pid), "the engine's end")
+        assert "Traceback" not in demo.said()
+        assert not list(tmp_path.glob("ppe-demo-*"))
