@@ -9,6 +9,7 @@ import errno
 from typing import Final
 
 from host import native
+from host.records import context_at
 from host.verbs.records import (
     CLOSING,
     INIT,
@@ -98,7 +99,7 @@ def _fill_wr(
     context: int, endpoint: int, opcode: int, flags: int, wr_id: int, sges: int, count: int
 ) -> int:
     """Write a work request's entries in place, after `prepare`. Return its address."""
-    channel = native.context_at(context)[0]["channel"]
+    channel = context_at(context)[0]["channel"]
     if count > 0:
         first = sge_at(sges)[0]
         address, length, lkey = first["addr"], first["length"], first["lkey"]
@@ -137,7 +138,7 @@ def post_send_list(
     if count < 0 or count > SGES_MAX:
         return EINVAL
     slots = slots_for(count)
-    channel = native.context_at(mine["context"])[0]["channel"]
+    channel = context_at(mine["context"])[0]["channel"]
     if not _has_room(qp) or not prepare(channel, slots):
         return 0
     flags = 0 if send_flags & SEND_SIGNALED != 0 else UNSIGNALLED
@@ -172,13 +173,11 @@ def post_send(
     refused = _refusal(qp, opcode)
     if refused != 0:
         return refused
-    channel = native.context_at(mine["context"])[0]["channel"]
+    channel = context_at(mine["context"])[0]["channel"]
     if not _has_room(qp) or not prepare(channel, 1):
         return 0
     flags = 0 if send_flags & SEND_SIGNALED != 0 else UNSIGNALLED
-    slot = fill(
-        channel, ring_opcode(opcode), flags, mine["endpoint"], wr_id, lkey, address, length
-    )
+    slot = fill(channel, ring_opcode(opcode), flags, mine["endpoint"], wr_id, lkey, address, length)
     count = 1 if length > 0 else 0
     entry = wqe_at(slot)[0]
     entry["arg0"] = remote_addr
@@ -208,7 +207,7 @@ def post_atomic(
     refused = _refusal(qp, opcode)
     if refused != 0:
         return refused
-    channel = native.context_at(mine["context"])[0]["channel"]
+    channel = context_at(mine["context"])[0]["channel"]
     if not _has_room(qp) or not prepare(channel, 2):
         return 0
     flags = 0 if send_flags & SEND_SIGNALED != 0 else UNSIGNALLED
@@ -238,7 +237,7 @@ def post_recv_list(rq: int, wr_id: int, sges: int, count: int) -> int:
         if cq["posted"] - cq["done"] >= cq["depth"]:
             return 0
     slots = slots_for(count)
-    channel = native.context_at(mine["context"])[0]["channel"]
+    channel = context_at(mine["context"])[0]["channel"]
     if not prepare(channel, slots):
         return 0
     slot = _fill_wr(mine["context"], mine["endpoint"], RDMA_RECEIVE, 0, wr_id, sges, count)
