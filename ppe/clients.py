@@ -336,6 +336,14 @@ class Registry:
         except (ValueError, OSError) as error:
             raise Refused(f"no table of units: {error}") from error
 
+    def rdma(self, client: Client, channel: Any, message: dict[str, Any]) -> dict[str, Any]:
+        """What a client asks of its engine's RNIC (`ppe.cycle.rnics`)."""
+        hold = self._hold(client, channel)
+        try:
+            return hold.engine.rnics.call(hold.row, message)
+        except (ValueError, MemoryError, OSError) as error:
+            raise Refused(f"the RNIC refuses: {error}") from error
+
     def end(self, client: Client) -> None:
         """Take everything back from a client that left or died."""
         # Those that lie beside others came after these.
