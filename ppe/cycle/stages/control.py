@@ -243,7 +243,7 @@ def _take_out(engine: int, channel: int, name: int) -> int:
     if endpoint["state"] != CONNECTED:
         return ENOTCONN
     is_used = endpoint["receive_first"] != NONE or endpoint["send_first"] != NONE
-    if endpoint["mover"] != 0 or is_used or endpoint["shut"] != NONE:
+    if endpoint["service"] != 0 or is_used or endpoint["shut"] != NONE:
         return EBUSY
     descriptor = tcp.let_go(engine, index)
     free_endpoint(engine, index)
