@@ -90,7 +90,7 @@ class ControlServer:
             return
         connection.setblocking(False)
         pid, uid = peer_of(connection)
-        engine = min(self._engines, key=self._registry.load)
+        engine = min(self._engines, key=self._load)
         client = Client(connection, self._next_number, pid, uid, engine)
         self._next_number += 1
         if len(self._clients) >= self._config.limits.clients:
@@ -101,6 +101,11 @@ class ControlServer:
             return
         self._clients[client.number] = client
         self._selector.register(connection, selectors.EVENT_READ, client)
+
+    def _load(self, engine: EngineThread) -> tuple[int, int]:
+        """How busy an engine is: its channels, and who is about to open some there."""
+        clients = sum(client.engine is engine for client in self._clients.values())
+        return self._registry.load(engine), clients
 
     def _turn_away(self) -> None:
         """No descriptor is left: hang up with the spare one, or the caller would ring for ever."""

@@ -110,6 +110,15 @@ def test_a_channel_with_the_wake_word_of_others_goes_last(daemon, handle, pair):
     assert Group((*pair, third)).wait(timeout_s=0) == (0, "deadline")
 
 
+def test_clients_that_come_at_once_go_to_different_engines(daemon):
+    with (
+        environment_of(daemon),
+        host.connect(daemon.name) as one,
+        host.connect(daemon.name) as other,
+    ):
+        assert {one.engine, other.engine} == {0, 1}
+
+
 def test_there_is_no_engine_with_another_number(handle):
     assert handle.engine_count == ENGINES
     for number in (-1, ENGINES, 1 << 40):

@@ -3,7 +3,9 @@ other's data, and meet the same promises wherever they are.
 """
 
 import contextlib
+import select
 import signal
+import socket
 import struct
 import threading
 
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 
 import host
+import ppe.control
+import ppe.cycle.services.datamover  # noqa: F401 - compiles while tests are collected
 from host.errors import EngineDied, EngineRefused
 from iscsi.target.backends import RamBackend
 from iscsi.target.config import ServerConfig
@@ -52,6 +56,7 @@ pytestmark = [
 ]
 SESSIONS = 4
 ROUNDS = 40
+QUIET_S = 0.3  # in which an answer would come
 OR_WRITE = 0x8B
 COMPARE_AND_WRITE = 0x89
 
@@ -94,6 +99,13 @@ def engines_of(serving):
     """The engine of each session, by its ISID."""
     found = serving.server.statistics()["sessions"]
     return {int(each["isid"], 16) - 0x80AABBCC1000: each["engine"] for each in found}
+
+
+def ping(session):
+    """Wait until everything that was sent before is dealt with; answers to that may come first."""
+    session.request(Opcode.NOP_OUT, ttt=0xFFFFFFFF, immediate=1)
+    while session.take()[0].opcode is not Opcode.NOP_IN:
+        pass
 
 
 def in_threads(functions):
@@ -168,11 +180,11 @@ def test_sessions_at_both_engines_find_what_they_wrote(serving):
         first = number * share
         model = bytearray(blocks(serving, first, share))
         for _ in range(ROUNDS):
-            lba, count = int(rng.integers(share - 64)), int(rng.integers(1, 64))
+            lba, count = int(rng.integers(share - 64)), int(rng.integers(1, 33))
             data = rng.bytes(count * BLOCK)
             assert session.write(first + lba, data).status == 0
             model[lba * BLOCK : (lba + count) * BLOCK] = data
-            lba, count = int(rng.integers(share - 64)), int(rng.integers(1, 64))
+            lba, count = int(rng.integers(share - 64)), int(rng.integers(1, 33))
             wanted = bytes(model[lba * BLOCK : (lba + count) * BLOCK])
             assert session.read(first + lba, count) == wanted
 
@@ -230,13 +242,12 @@ def test_a_login_replaces_the_same_session_at_another_engine(serving):
         tag, _, r2t = begin_write(old, 50, 1)
         before = blocks(serving, 50, 1)
         (was,) = engines_of(serving).values()
-        new = stack.enter_context(serving.log_in(isid=isid))
+        new = stack.enter_context(serving.log_in(isid=isid)).clear_attention()
         (now,) = engines_of(serving).values()
-        assert (was, now) == (0, 1)
+        assert was != now
         with contextlib.suppress(OSError):
             finish_write(old, tag, r2t, b"o" * BLOCK)
         assert old.is_closed()
-        new.clear_attention()
         assert new.read(50, 1) == before
         assert new.write(50, b"n" * BLOCK).status == 0
         assert blocks(serving, 50, 1) == b"n" * BLOCK
@@ -250,8 +261,7 @@ def test_a_reset_through_one_engine_ends_what_is_half_sent_at_the_other(serving)
         assert manage(other, TaskFunction.LOGICAL_UNIT_RESET) is COMPLETE
         for tag, _, r2t in begun:
             finish_write(one, tag, r2t, b"w" * (2 * BLOCK))
-        one.request(Opcode.NOP_OUT, ttt=0xFFFFFFFF, immediate=1)
-        assert one.take()[0].opcode is Opcode.NOP_IN
+        ping(one)
         assert blocks(serving, 10, 64) == before
         for session in (one, other):
             session.clear_attention()  # both are told
@@ -274,7 +284,7 @@ def test_a_unit_goes_while_both_engines_write_it(serving):
     backend = serving.server.call(lambda: RamBackend.create(serving.engine, size))
     serving.server.add_unit(NAME, 7, LogicalUnit(backend))
     with sessions(serving, SESSIONS) as made:
-        written = [0] * SESSIONS
+        written, gone = [0] * SESSIONS, threading.Event()
 
         def write(number, session):
             session.clear_attention(7)
@@ -282,6 +292,9 @@ def test_a_unit_goes_while_both_engines_write_it(serving):
             while True:
                 data = struct.pack(">Q", written[number]) * (BLOCK // 8)
                 session.command(cdb, data, lun=7, length=BLOCK, write=1)
+                while not select.select([session.socket], [], [], QUIET_S)[0]:
+                    if gone.is_set():
+                        return  # A command that ended with its unit is not answered.
                 if session.take()[0].status != 0:
                     return
                 written[number] += 1
@@ -289,6 +302,7 @@ def test_a_unit_goes_while_both_engines_write_it(serving):
         def remove():
             wait_until("all write", lambda: min(written) > 20)
             serving.server.remove_unit(NAME, 7)
+            gone.set()
 
         work = [
             lambda number=number, session=session: write(number, session)
@@ -296,29 +310,33 @@ def test_a_unit_goes_while_both_engines_write_it(serving):
         ]
         in_threads([*work, remove])
         # Whoever has the memory next finds that nobody writes it any more.
-        backend.buffer.array[:] = 0xEE
+        backend._bytes[:] = 0xEE
         for session in made:
-            session.clear_attention()
-            session.read(0, 1)
-        assert (backend.buffer.array == 0xEE).all()
-        serving.server.call(backend.close)
+            ping(session)
+        assert (backend._bytes == 0xEE).all()
+    serving.server.call(backend.close)
 
 
 def test_clients_that_die_leave_nothing_at_either_engine(serving, daemon):
-    before = daemon.levels()
+    def levels():
+        found = daemon.levels()
+        return {name: found[name] for name in ("descriptors", "channels", "endpoints")}
+
+    before = levels()
     for _ in range(3):
         made = [serving.log_in(isid=0x80AABBCC1000 + number) for number in range(SESSIONS)]
         for session in made:
             session.clear_attention()
             begin_write(session, 60, 4)
         for session in made:
-            session.socket.setsockopt(1, 13, struct.pack("ii", 1, 0))  # SO_LINGER: a reset
+            linger = struct.pack("ii", 1, 0)  # a reset instead of an end
+            session.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             session.socket.close()
         serving.wait_idle()
-    daemon.assert_settles_at(before)
+    wait_until("the engines hold what they held", lambda: levels() == before)
 
 
-@pytest.mark.parametrize("place", EVERYWHERE)
+@pytest.mark.parametrize("place", ["stream", "engine"])
 def test_a_server_ends_with_its_engines(tmp_path, place):
     with RunningEngine(tmp_path, "--engines", "2") as engine, environment_of(engine):
         serving = Serving(placement=place, engine=engine.name)
@@ -356,8 +374,11 @@ def test_a_connection_that_an_engine_has_no_place_for_is_closed_and_the_next_one
 
         with serving.log_in(isid=1) as first:
             serving.engine.move = refuse
-            with pytest.raises((EOFError, ConnectionResetError)):
-                serving.log_in(isid=2)
+            with (
+                Raw(serving.port) as second,
+                pytest.raises((EOFError, ConnectionResetError)),
+            ):
+                second.log_in(isid=2)
             serving.engine.move = move
             assert serving.counts["moves failed"] == 1
             with serving.log_in(isid=3) as third:
@@ -388,5 +409,7 @@ def test_an_operator_sees_the_spread(daemon, tmp_path):
         mine = [[row for row in rows if row["pid"] == target.process.pid] for rows in channels]
         assert [len(rows) for rows in mine] == [1, 1]
         assert all(row["taken"] > 0 for rows in mine for row in rows)
-    said = shell.fails("target", "serve", "--engine", daemon.name, "--engines", "3", code=2)
+    said = shell.fails(
+        "target", "serve", "--engine", daemon.name, "--engines", "3", "--ram", "1M", code=2
+    )
     assert "3 are wanted" in said
