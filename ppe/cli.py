@@ -84,8 +84,13 @@ class Parser(argparse.ArgumentParser):
             word = unknown[0].partition("=")[0]
             what = "unknown flag" if word.startswith("-") else "unexpected argument"
             hint = suggestion(word, self.flags()) if word.startswith("-") else ""
-            raise UsageError(f"{what} {word!r}", hint or f"see `{self.prog} --help`")
+            raise UsageError(f"{what} {word!r}", hint or f"see `{self._asked(words)} --help`")
         return args
+
+    def _asked(self, words: Sequence[str]) -> str:
+        """The command with the nested one that the words name, whose help it is that helps."""
+        asked = [parser.prog for parser in self.nested if parser.prog.split()[-1] in words[:1]]
+        return asked[0] if asked else self.prog
 
     def flags(self) -> set[str]:
         """Return every long flag of this parser and of the nested ones."""

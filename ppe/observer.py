@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppe.errors import OperatorError
+from ppe.paths import find_engine
 from shm import messages
 from shm.rendezvous import socket_candidates
 
@@ -44,6 +45,12 @@ class Observer:
                     f"{path} is not open to uid {os.geteuid()}", "run as the engine's user"
                 ) from error
             return connection
+        found = find_engine(name)
+        if found is not None:  # Its lock is held, and nobody listens: a first start compiles.
+            raise OperatorError(
+                f"engine {name!r} (pid {found.pid()}) is still starting, or is just ending",
+                f"wait for `ppe up`, or see {found.directory / name}.log",
+            )
         raise OperatorError(f"no engine named {name!r} is running", f"ppe up --name {name}")
 
     def order(self, call: str, **fields: Any) -> dict[str, Any]:

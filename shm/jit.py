@@ -30,9 +30,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 JIT_DISABLED: Final = os.environ.get("NUMBA_DISABLE_JIT", "0") != "0"
 ROOT: Final = imported.ROOT
-# A cache directory that no start used for this long belongs to sources that are gone.
+# A cache directory that no start used for this long belongs to sources that are gone. One version
+# of the project with its tests has some fifty: with little room two of them would evict each other.
 CACHE_KEPT_DAYS: Final = 14
-CACHE_KEPT_DIRECTORIES: Final = 64
+CACHE_KEPT_DIRECTORIES: Final = 512
 
 
 def cache_root() -> Path:

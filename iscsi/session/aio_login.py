@@ -20,7 +20,7 @@ class AsyncLogin:
     def __init__(self, core: SessionCore) -> None:
         self._core = core
         self._bridge: AsyncChannel | None = None
-        self._end = 0.0
+        self._end, self._limit_s = 0.0, 0.0
         self._own = 0
 
     @property
@@ -37,7 +37,8 @@ class AsyncLogin:
     async def do(self, step: Connect | Send | Receive) -> Any:
         """Perform a step. Raises LoginTimeout."""
         if isinstance(step, Connect):
-            self._end = asyncio.get_running_loop().time() + self._core.timeouts.login_s
+            self._limit_s = self._core.login_limit_s
+            self._end = asyncio.get_running_loop().time() + self._limit_s
             self._bridge = self._bridge or AsyncChannel(self._core.channel)
         try:
             async with asyncio.timeout_at(self._end):
@@ -46,7 +47,7 @@ class AsyncLogin:
             if isinstance(error, OSError) and error.errno:
                 raise
             raise LoginTimeout(
-                f"the target did not finish the login in {self._core.timeouts.login_s:g} s"
+                f"the target did not finish the login in {self._limit_s:.3g} s"
             ) from error
 
     async def _perform(self, step: Connect | Send | Receive) -> Any:
@@ -80,7 +81,7 @@ class AsyncLogin:
             raise ConnectionLost(f"host {host!r} has no address: {error}") from error
         failed: OSError = OSError(f"{host} has no address")
         for address in addresses:
-            own, limit_s = self._next_own(), min(core.timeouts.login_s, LONGEST_S)
+            own, limit_s = self._next_own(), min(self._limit_s, LONGEST_S)
             self._posted(core.channel.post_connect(address, own, timeout_s=limit_s))
             try:
                 core.endpoint = (await self._complete(own)).endpoint

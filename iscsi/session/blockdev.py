@@ -72,6 +72,7 @@ class Device(commands.Commands):
         self._engine, self._owns_engine = engine, owns_engine
         self.inquiry: InquiryData = facts.inquiry
         self.core.limits, self.core.capacity = facts.limits, facts.capacity
+        self.core.patience.removable = facts.inquiry.removable
         self.geometry: Geometry = geometry_of(facts, self.core.options.command_bytes)
         self.copied_bytes = 0
 

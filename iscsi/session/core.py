@@ -100,7 +100,8 @@ class SessionCore(procedures.Procedures):
             # Inline there is nobody to wake, and whoever waits for more leaves the target idle.
             count = 1 if self.channel.is_inline else max(1, options.queue_depth // 2)
             self.worker.coalesce(options.coalesce or count, options.coalesce_us)
-        self.patience = Patience(self.worker, options.queue_depth)
+        self.reserved: set[int] = set()  # units that RESERVE holds for this session
+        self.patience = Patience(self.worker, options.queue_depth, self.reserved)
         self.ordering = Ordering()
         self.controls = Controls()
         self.endpoint = 0  # of a connection under way or made; 0: none
@@ -108,7 +109,7 @@ class SessionCore(procedures.Procedures):
         self.down: Exception | None = None
         self.is_recovering = False
         self.recoveries = 0  # connections made again
-        self.reserved: set[int] = set()  # units that RESERVE holds for this session
+        self.recover_until_ns = 0  # when an attempt at that is given up; 0: none is under way
         self.pause_s = 0.0  # what the target wants to pass before the next login
         self.lun_field = scsi.encode_lun(self.url.lun or 0)
         # ISID of type 10b, random (RFC 7143 §11.12.5): two sessions never reinstate each other,
@@ -136,6 +137,14 @@ class SessionCore(procedures.Procedures):
         if self._connection is None:
             raise self.down or SessionClosed("this session is not open")
         return self._connection
+
+    @property
+    def login_limit_s(self) -> float:
+        """How long a login may take that begins now."""
+        if not self.recover_until_ns:
+            return self.timeouts.login_s
+        left_s = (self.recover_until_ns - monotonic_ns()) / 1e9
+        return min(self.timeouts.login_s, max(left_s, 0.001))
 
     @property
     def async_events(self) -> list[int]:
@@ -325,6 +334,8 @@ class SessionCore(procedures.Procedures):
         connection: the caller then says `lose`.
         """
         now = monotonic_ns()
+        if self.recover_until_ns and now > self.recover_until_ns:
+            raise ConnectionLost(f"the unit at {self.url.portal.address} was not ready in time")
         if reason == jobs.BROKEN and self._connection is not None:
             raise self.connection_error()
         if reason == jobs.ENGINE_GONE:

@@ -5,8 +5,9 @@
     ConnectionLost, LoginTimeout, TooManyRedirects, PingTimeout
   CommandTimeout   one command took longer than `Timeouts.command_s`; what it did is not known
   UnknownOutcome   the connection was lost under a command that must not be sent twice
-  ReservationLost  the connection was lost that held a RESERVE(6) or (10)
-  UnitChanged      after a reconnection another unit, or one of another size, answers
+  ReservationLost  what RESERVE(6) or (10) held ended with the connection or by a reset
+  UnitChanged      after a reconnection another unit, or one of another size, answers; or a
+                   removable medium may be another one
   LoginRejected    the target refused the login (wire.errors); AuthError where it was the secret
   RemoteProtocolError  the target broke the protocol (wire.errors)
   OutOfRange, NoSuchUnit, NotSupported, SessionClosed  the caller asked for what cannot be
@@ -47,12 +48,15 @@ class UnknownOutcome(SessionError):
 
 
 class UnitChanged(SessionError):
-    """After a reconnection the unit is another one, or has another size: open the device again."""
+    """After a reconnection the unit is another one, or has another size, or its medium was changed:
+    open the device again.
+    """
 
 
 class ReservationLost(SessionError):
-    """The unit was reserved by RESERVE, and the reservation ended with the connection: others may
-    have changed it since. Open the device again. (Persistent reservations survive.)
+    """The unit was reserved by RESERVE, and the reservation ended with the connection, or by a
+    reset: others may have changed it since. Open the device again. (Persistent reservations
+    survive.)
     """
 
 

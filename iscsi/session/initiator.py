@@ -58,7 +58,7 @@ class InitiatorSession(commands.Commands):
     def __init__(self, engine: Engine, url: str | IscsiUrl, **options: Any) -> None:
         self.core = SessionCore(engine, url, Options(**options))
         self.recovery = Recovery(self.core)
-        self._deadline = 0  # of a login under way
+        self._deadline, self._limit_s = 0, 0.0  # of a login under way
         self._use, self._process = threading.RLock(), os.getpid()
         try:
             self.perform(self.core.opening())
@@ -123,7 +123,8 @@ class InitiatorSession(commands.Commands):
 
     def _connect(self, host: str, port: int) -> int:
         core = self.core
-        self._deadline = monotonic_ns() + nanoseconds(core.timeouts.login_s)
+        self._limit_s = core.login_limit_s
+        self._deadline = monotonic_ns() + nanoseconds(self._limit_s)
         try:
             core.endpoint = core.channel.connect(host, port, timeout_s=self._left_s())
         except (socket.gaierror, UnicodeError) as error:  # The latter: what no name can be.
@@ -139,7 +140,7 @@ class InitiatorSession(commands.Commands):
                 channel.recv(endpoint, array, exact=True, timeout_s=left_s)
         except TimeoutError as error:
             raise LoginTimeout(
-                f"the target did not finish the login in {self.core.timeouts.login_s:g} s"
+                f"the target did not finish the login in {self._limit_s:.3g} s"
             ) from error
 
     def _finish(self, job: int) -> None:
@@ -250,7 +251,7 @@ class InitiatorSession(commands.Commands):
         self, cdb: bytes, *, length: int = 0, data: bytes = b"", lun: int | None = None
     ) -> CommandResult:
         """One SCSI command of 6 to 260 bytes; see `Procedures.command`."""
-        return self.perform(self.core.command(cdb, length=length, data=data, lun=lun))
+        return self.perform(self.core.raw_command(cdb, length, data, lun))
 
     inquiry = commands.Commands.inquire
 

@@ -34,7 +34,8 @@ class Recovery:
 
     The first pause is `initial_s`, each further one twice as long up to `maximum_s`, varied by
     `jitter` (a share of it), and never shorter than the target's Time2Wait. It is given up
-    `limit_s` after the loss, or after `tries` logins (0: any number). `limit_s` 0: never try.
+    `limit_s` after the loss, or after `tries` logins (0: any number); an attempt that is under way
+    then ends with it, but gets a second at least. `limit_s` 0: never try.
     """
 
     initial_s: float = 0.1

@@ -1,14 +1,17 @@
 """Commands that the unit did not execute now but may later: busy, task set full, unit attention.
 Each is sent again after a pause, for a bounded time; a full task set makes the queue shorter, which
-grows again while all goes well.
+grows again while all goes well. An attention that tells more than that ends the session.
 """
 
+from collections.abc import Collection
 from typing import Any, Final
 
 from iscsi.session import jobs
+from iscsi.session.attention import grave
 from iscsi.session.options import Timeouts, nanoseconds
 from iscsi.session.worker import Worker
 from iscsi.wire.errors import ScsiError
+from iscsi.wire.scsi import decode_lun
 from iscsi.wire.sense import Asc, SenseKey, decode_sense, encode_sense
 
 ATTENTIONS_MAX: Final = 64  # in a row, without a command that ends well
@@ -19,10 +22,13 @@ FAR_NS: Final = 1 << 62
 
 
 class Patience:
-    """Looks at the commands a `Worker` holds. `attentions` are the codes seen last."""
+    """Looks at the commands a `Worker` holds. `attentions` are the codes seen last; `reserved` the
+    units that RESERVE holds, for the session to change; `removable`: the device's medium can go.
+    """
 
-    def __init__(self, worker: Worker, depth: int) -> None:
+    def __init__(self, worker: Worker, depth: int, reserved: Collection[int] = ()) -> None:
         self._worker, self._depth = worker, depth
+        self._reserved, self.removable = reserved, False
         self._since_ns = 0  # the unit has been busy since then; 0: it is not
         self._grow_at_ns = 0
         self.attentions: list[int] = []
@@ -33,7 +39,9 @@ class Patience:
         return Asc.CAPACITY_DATA_CHANGED in self.attentions
 
     def look(self, now: int, timeouts: Timeouts) -> int:
-        """Send again what is due. When to look again (nanoseconds). Raises ScsiError in a load."""
+        """Send again what is due. When to look again (nanoseconds). Raises ScsiError in a load,
+        ReservationLost and UnitChanged.
+        """
         mine = self._worker.record
         if mine["retries"] == 0:
             self._since_ns = 0
@@ -60,7 +68,7 @@ class Patience:
         self._since_ns = self._since_ns or now
         since, count = self._put_off(entry, now)
         if entry["asc"] >= 0:
-            self.attentions = [*self.attentions[-ATTENTIONS_MAX:], int(entry["asc"])]
+            self._notice(int(entry["asc"]), int(entry["lun"]))
             entry["due_ns"] = now
             if count > ATTENTIONS_MAX + self._depth:
                 self._refuse(entry)
@@ -72,6 +80,14 @@ class Patience:
             self._shrink(now)
         pause = min(FIRST_PAUSE_NS << min(retries // self._depth, 10), LONGEST_PAUSE_NS)
         entry["due_ns"] = now + pause
+
+    def _notice(self, code: int, field: int) -> None:
+        """A unit has news. Raises what it means, if more than that."""
+        self.attentions = [*self.attentions[-ATTENTIONS_MAX:], code]
+        lun = decode_lun(field & (1 << 64) - 1)
+        error = grave(code, -1 if lun is None else lun, self._reserved, removable=self.removable)
+        if error is not None:
+            raise error
 
     def _put_off(self, entry: Any, now: int) -> tuple[int, int]:
         """Since when the commands of a job are put off, and how often, without one that ended

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iscsi.session import doors, jobs
+from iscsi.session.attention import ends_reservation, grave, is_attention
 from iscsi.session.connection import Connection, Memory
 from iscsi.session.controls import Controls
 from iscsi.session.errors import ConnectionLost, SessionError
@@ -22,7 +23,7 @@ from iscsi.session.steps import AwaitControl, AwaitTurn, Finish, Steps
 from iscsi.session.worker import Worker
 from iscsi.wire import bhs, discovery, scsi
 from iscsi.wire.bhs import Opcode, TaskFunction, TaskFunctionResponse
-from iscsi.wire.errors import LocalProtocolError, RemoteProtocolError
+from iscsi.wire.errors import LocalProtocolError, RemoteProtocolError, ScsiError
 from iscsi.wire.port import ControlPdu
 from iscsi.wire.url import IscsiUrl
 from shm.view import address_of
@@ -72,6 +73,10 @@ class Procedures(ABC):
         """Raise what ended the session, if it is over."""
 
     @abstractmethod
+    def break_off(self, error: Exception) -> Exception:
+        """End the session for `error`; the one it ended for."""
+
+    @abstractmethod
     def disown(self, job: int) -> None:
         """Be sure that a job is over, whatever it takes."""
 
@@ -108,6 +113,26 @@ class Procedures(ABC):
         finally:
             if turn is not None:
                 self.ordering.leave(turn)
+
+    def raw_command(
+        self, cdb: bytes, length: int = 0, data: bytes = b"", lun: int | None = None
+    ) -> Steps[CommandResult]:
+        """A command of the user's own, who judges by himself what its unit attention means."""
+        try:
+            return (yield from self.command(cdb, length=length, data=data, lun=lun))
+        except ScsiError as error:
+            if is_attention(error) and error.sense and ends_reservation(error.sense.code):
+                self.reserved.discard(self._number(lun))
+            raise
+
+    def pass_over(self, error: ScsiError, lun: int | None = None) -> None:
+        """A unit attention is about to be ignored. Ends the session and raises ReservationLost if
+        it tells that what RESERVE held is over.
+        """
+        assert error.sense is not None, "an attention has its sense"
+        lost = grave(error.sense.code, self._number(lun), self.reserved)
+        if lost is not None:
+            raise self.break_off(lost) from error
 
     def _command(
         self,

@@ -4,6 +4,7 @@ once for what no repetition puts right.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 from time import monotonic_ns
 from typing import Any, Final
@@ -23,13 +24,14 @@ from iscsi.session.errors import (
 from iscsi.session.options import Timeouts, nanoseconds
 from iscsi.session.outcome import CommandResult
 from iscsi.session.steps import Sleep, Steps
-from iscsi.wire import scsi
 from iscsi.wire.errors import LoginRejected, LoginStatus, RemoteProtocolError, ScsiError
 from iscsi.wire.names import Portal, parse_address
 from iscsi.wire.url import IscsiUrl
 
 # A peer that breaks the protocol again after each login will do so for ever.
 FRUITLESS_MAX: Final = 4
+# An attempt gets that long, however little of the user's limit is left.
+ATTEMPT_LEAST_NS: Final = 1_000_000_000
 # Statuses of a target that is starting: it listens before it is configured.
 _NOT_YET: Final = (
     LoginStatus.TARGET_NOT_FOUND,
@@ -60,14 +62,19 @@ class Express:
 
     @property
     def timeouts(self) -> Timeouts:
-        """The session's."""
-        return self._core.timeouts
+        """The session's, as far as they end before the attempt does."""
+        left_s = max((self._core.recover_until_ns - monotonic_ns()) / 1e9, 0.001)
+        return replace(self._core.timeouts, command_s=min(self._core.timeouts.command_s, left_s))
 
     def command(
         self, cdb: bytes, *, length: int = 0, data: Any = b"", lun: int | None = None
     ) -> Steps[CommandResult]:
         """One SCSI command, ahead of all others."""
         return self._core.command(cdb, length=length, data=data, lun=lun, express=True)
+
+    def pass_over(self, error: ScsiError, lun: int | None = None) -> None:
+        """`Procedures.pass_over`."""
+        self._core.pass_over(error, lun)
 
 
 class Episode:
@@ -124,6 +131,8 @@ class Recovery:
             while True:
                 self._check(episode, error)
                 yield Sleep(self._pause(episode, error))
+                least_ns = monotonic_ns() + ATTEMPT_LEAST_NS
+                core.recover_until_ns = max(episode.deadline, least_ns)
                 try:
                     with core.worker.load_suspended():
                         yield from self._attempt()
@@ -142,7 +151,7 @@ class Recovery:
             self._drop(final)
             raise
         finally:
-            core.is_recovering = False
+            core.is_recovering, core.recover_until_ns = False, 0
 
     def _attempt(self) -> Steps[None]:
         self._core.revive()
@@ -154,7 +163,7 @@ class Recovery:
         if self.facts is not None:
             self.facts = yield from unit.examine_again(express, self.facts)
         elif self._core.url.lun is not None:
-            yield from unit.patiently(express, scsi.test_unit_ready())
+            yield from unit.answers(express)
         if self._core.down is not None:
             raise self._core.down  # It came together with the last answer.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from time import monotonic_ns
 from typing import Any, Final, Protocol
 
+from iscsi.session.attention import is_attention
 from iscsi.session.errors import NoSuchUnit, UnitChanged
 from iscsi.session.options import Timeouts, nanoseconds
 from iscsi.session.outcome import CommandResult
@@ -43,6 +44,9 @@ class Commander(Protocol):
     ) -> Steps[CommandResult]:
         """One SCSI command."""
 
+    def pass_over(self, error: ScsiError, lun: int | None = None) -> None:
+        """Raise what a unit attention means, if it must not be ignored."""
+
 
 @dataclass(frozen=True, slots=True)
 class UnitFacts:
@@ -56,11 +60,6 @@ class UnitFacts:
     names: tuple[bytes, ...] = ()
 
 
-def is_attention(error: ScsiError) -> bool:
-    """Whether a command failed only to report a unit attention."""
-    return error.sense is not None and error.sense.key == SenseKey.UNIT_ATTENTION
-
-
 def patiently(
     core: Commander,
     cdb: bytes,
@@ -71,7 +70,7 @@ def patiently(
     """A command sent again while it reports unit attentions, or while the unit is busy. Its data.
 
     Neither executed it (SAM-5 §5.14, §5.3.1). Raises the last ScsiError after 16 attentions, or
-    after `timeouts.command_s` of being busy.
+    after `timeouts.command_s` of being busy, and ReservationLost.
     """
     attentions, pause = 0, FIRST_PAUSE_S
     end = monotonic_ns() + nanoseconds(core.timeouts.command_s)
@@ -80,6 +79,7 @@ def patiently(
             result = yield from core.command(cdb, length=length, lun=lun, data=data)
         except ScsiError as error:
             if is_attention(error) and attentions < ATTENTIONS_MAX:
+                core.pass_over(error, lun)
                 attentions += 1
                 continue
             if error.status not in _LATER or monotonic_ns() > end:
@@ -88,6 +88,15 @@ def patiently(
             return result.data
         yield Sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def answers(core: Commander) -> Steps[None]:
+    """See that the unit takes commands, with a medium or without."""
+    try:
+        yield from patiently(core, scsi.test_unit_ready())
+    except ScsiError as error:
+        if error.sense is None or error.sense.code >> 8 != Asc.MEDIUM_NOT_PRESENT >> 8:
+            raise
 
 
 def inquiry(core: Commander, lun: int | None = None) -> Steps[InquiryData]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from iscsi.tools.target import TargetCommand
-from ppe import output
+from ppe import compiling, output
 
 DEFAULT_ENGINE: Final = "inline:"
 URL_HELP: Final = "iscsi://host[:port]/target-name/lun"
@@ -63,9 +63,10 @@ class IscsiCommand:
 
     def run(self, args: argparse.Namespace) -> int:
         """Do it; raises OperatorError for everything the target or the user got wrong."""
-        from iscsi.tools.initiator import run
+        with compiling.shown():
+            from iscsi.tools.initiator import run
 
-        return run(args)
+            return run(args)
 
 
 def _add_writing(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ppe import output, paths
+from ppe import compiling, output, paths
 from ppe.errors import OperatorError
 
 ENGINE: Final = "demo"
@@ -49,7 +49,8 @@ class DemoCommand:
             os.environ["PPE_RUNTIME_DIR"] = directory
             with _engine(), _target(args.mib) as url:
                 report["url"] = url
-                report["verified"] = _verify(url)
+                with compiling.shown():
+                    report["verified"] = _verify(url)
                 report["wait_n"] = _coalescing(url, args.seconds)
                 report["load"] = _loads(url, args.seconds)
                 report["engine"] = _engine_accounts()

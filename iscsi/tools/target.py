@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
-from ppe import output
+from ppe import compiling, output
 
 ACTIONS: Final = "serve|check-config|ls|stat|add|rm|resize|reload|drain"
 DEFAULT_IQN: Final = "iqn.2026-01.org.ppe:ram"
@@ -58,9 +58,10 @@ class TargetCommand:
     def run(self, args: argparse.Namespace) -> int:
         """Do it; raises OperatorError with what to change."""
         if args.action == "serve":
-            from iscsi.tools.target_serve import serve
+            with compiling.shown():
+                from iscsi.tools.target_serve import serve
 
-            return serve(args)
+                return serve(args)
         from iscsi.tools.target_control import run
 
         return run(args)

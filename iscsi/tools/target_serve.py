@@ -25,7 +25,6 @@ from ppe.config import parse_size
 from ppe.errors import OperatorError, UsageError
 
 _ARENA_SIZE: Final = 16 << 20
-_COMPILE_S: Final = 180.0
 # Flags that say what a configuration file would: not together with one.
 _OF_THE_FILE: Final = {
     "units": "--ram, --file, --null",
@@ -53,8 +52,7 @@ def serve(args: argparse.Namespace) -> int:
     from host.errors import HostError
     from shm.segment import SegmentError
 
-    notify.extend_start(_COMPILE_S)
-    notify.status("starting: the first time, this compiles")
+    notify.status("starting")
     try:
         with host.connect(settings.engine, arena_size=_ARENA_SIZE) as engine:
             return _run(engine, settings, args)

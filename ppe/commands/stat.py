@@ -17,7 +17,10 @@ class StatCommand:
         """Declare the flags."""
         add_name(parser)
         parser.add_argument(
-            "--format", choices=("table", "json", "prometheus"), default="table", help="how"
+            "--format",
+            choices=("table", "json", "prometheus"),
+            default="table",
+            help="how to print it (default: table)",
         )
         output.add_json_flag(parser)
 

@@ -18,7 +18,13 @@ class TopCommand:
     def prepare_parser(self, parser: argparse.ArgumentParser) -> None:
         """Declare the flags."""
         add_name(parser)
-        parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds")
+        parser.add_argument(
+            "--interval",
+            type=float,
+            default=1.0,
+            metavar="S",
+            help="seconds between two looks (default: 1)",
+        )
         parser.add_argument("--count", type=int, default=0, metavar="N", help="stop after N")
         output.add_json_flag(parser)
 

@@ -49,6 +49,7 @@ KEYS |= {
     for waits in ("spin_over_inline_spin", "sleep_over_inline_sleep", "spin_over_inline_sleep")
     for rate in ("max", "20k", "5k")
 }
+KEYS |= {"host_cpu_amp_over_inline", "total_cpu_amp_over_inline"}
 SPIN = [sys.executable, "-c", "print('{}', flush=True)\nwhile True: pass"]
 WAIT_S = 20
 
@@ -347,3 +348,24 @@ def test_numbers_of_connections_that_are_none_are_refused(text):
     with pytest.raises(UsageError, match="from 1 to 32"):
         _connections(text)
     assert _connections("4,1,4") == (1, 4)
+
+
+def test_the_short_names_stand_for_the_datamover_with_everybody_spinning_flat_out(monkeypatch):
+    def run(value, total):
+        return Measurement("a read", value, "µs/IO", "c", details={"total_cpu_us_per_io": total})
+
+    def rounds(references, ours, repeats):
+        theirs = {idle: [run(10.0, 20.0)] * 2 for idle in references}
+        mine = {what: [run(30.0, 40.0)] for what in ours}
+        if next(iter(references.values())).args[1] == "max":
+            mine["mover", "spin"] = [run(6.0, 25.0)]
+        return theirs, mine
+
+    monkeypatch.setattr(iscsi_cpu, "rounds", rounds)
+    result = Result("iscsi")
+    cpu = iscsi_cpu.Cpu(Plan(0, 1, True), None, 1.0, 0.0)
+    iscsi_cpu.measure(result, cpu, dict.fromkeys(iscsi_cpu.IDLES))
+    found = {ratio.name: ratio.value for ratio in result.ratios}
+    assert len(found) == len(result.ratios)
+    assert found["host_cpu_amp_over_inline"] == pytest.approx(0.6)
+    assert found["total_cpu_amp_over_inline"] == pytest.approx(1.25)

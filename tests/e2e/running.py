@@ -39,9 +39,11 @@ def _die_with_parent():
 
 
 class RunningEngine:
-    """`ppe up --foreground` as a child process. Use as a context manager."""
+    """`ppe up --foreground` as a child process. Use as a context manager. `prefix`: a program that
+    runs it.
+    """
 
-    def __init__(self, directory, *flags, environment=None):
+    def __init__(self, directory, *flags, environment=None, prefix=()):
         self.name = f"t{os.getpid()}-{next(_numbers)}"
         self.directory = Path(directory)
         self.environment = {
@@ -55,7 +57,7 @@ class RunningEngine:
             options += ["--idle", "sleep"]
         self.log = (self.directory / f"{self.name}.err").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ppe", "up", "--name", self.name, *options, "--force",
+            [*prefix, sys.executable, "-m", "ppe", "up", "--name", self.name, *options, "--force",
              "--foreground", "--json"],
             cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=self.log, text=True,
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - engines are started from one thread

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -116,6 +117,27 @@ def test_an_unknown_cpu_is_named(engine):
     assert done.returncode == 1
     assert "4095" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs util-linux")
+def test_too_little_memory_to_lock_is_said_and_the_engine_works(tmp_path):
+    prefix = ["prlimit", "--memlock=65536:65536", "setpriv", "--bounding-set=-ipc_lock"]
+    if os.geteuid() != 0:
+        prefix = prefix[:2]  # who is not root has no capability to drop
+    with engine_of(tmp_path, prefix=prefix) as engine, Echo(engine) as echo:
+        echo.verify(3)
+        assert "tables are not locked" in engine.complaints()
+        assert "ulimit -l" in engine.complaints()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a smaller /dev/shm")
+def test_a_dev_shm_that_is_too_small_is_named(tmp_path):
+    mount = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$0" "$@"'
+    with pytest.raises(AssertionError, match="the engine ended") as ended:
+        engine_of(tmp_path, prefix=["unshare", "--mount", "sh", "-c", mount])
+    assert "/dev/shm has" in str(ended.value)
+    assert "enlarge" in str(ended.value)
+    assert "Traceback" not in str(ended.value)
 
 
 def test_a_portable_engine_starts(tmp_path, monkeypatch):

@@ -8,21 +8,20 @@ import sys
 import pytest
 
 from shm.jit import JIT_DISABLED
-from tests.e2e.running import ROOT, START_S, wait_until
+from tests.e2e.running import _LIBC, PR_SET_PDEATHSIG, ROOT, wait_until
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(START_S + 100),
+    pytest.mark.usefixtures("shared_engine"),  # which has compiled what an engine needs
     pytest.mark.skipif(JIT_DISABLED, reason="engines are compiled"),
 ]
+PATIENCE_S = 50
 ENGINE_BEGUN = "starting an engine"
 ENGINE_AT_WORK = "writing, reading back"
 
 
 class Demo:
-    """A demo under way, in a session of its own: its children are those of that session, or of the
-    engine's, which is another one.
-    """
+    """A demo under way, whose run directory and locks are below `directory`."""
 
     def __init__(self, directory):
         self.temporary = directory
@@ -38,6 +37,7 @@ class Demo:
             env=environment,
             stdout=subprocess.DEVNULL,
             stderr=self.log,
+            preexec_fn=lambda: _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509
         )
 
     def said(self):
@@ -73,14 +73,20 @@ def is_alive(pid):
         return False
 
 
-@pytest.mark.parametrize("moment", [ENGINE_BEGUN, ENGINE_AT_WORK])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGTERM, ENGINE_BEGUN),
+        (signal.SIGTERM, ENGINE_AT_WORK),
+        (signal.SIGHUP, ENGINE_AT_WORK),
+    ],
+)
 def test_a_demo_that_is_told_to_end_leaves_no_engine(tmp_path, number, moment):
     with Demo(tmp_path) as demo:
-        wait_until(lambda: moment in demo.said(), f"{moment!r} in {demo.said()!r}", START_S)
-        pid = wait_until(demo.engine_pid, "the engine's pid", START_S)
+        wait_until(lambda: moment in demo.said(), moment, PATIENCE_S)
+        pid = wait_until(demo.engine_pid, "the engine's pid", PATIENCE_S)
         demo.process.send_signal(number)
-        assert demo.process.wait(90) == -number, demo.said()
+        assert demo.process.wait(PATIENCE_S) == -number, demo.said()
         wait_until(lambda: not is_alive(pid), "the engine's end")
         assert "Traceback" not in demo.said()
         assert not list(tmp_path.glob("ppe-demo-*"))

@@ -8,7 +8,7 @@ import socket
 import numpy as np
 import pytest
 
-from host.errors import EndOfStream, TimedOut
+from host.errors import EndOfStream, NothingOutstanding, TimedOut
 from shm.operations import CANCELLED, END_OF_STREAM, RECEIVE, SEND
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -279,6 +279,20 @@ def test_closing_cancels_all_and_the_old_id_means_nothing(handle, channel, pair)
     assert done(channel, 2).ok
     channel.post_recv(client, handle.alloc(10), 3)
     assert done(channel, 3).status == -errno.EBADF
+
+
+def test_a_wait_for_a_closed_endpoint_ends_with_what_was_cancelled_and_then_says_so(
+    handle, channel, pair
+):
+    client, _ = pair
+    for number in range(3):
+        channel.post_recv(client, handle.alloc(10), number)
+    channel.post_close(client, 3)
+    assert channel.wait_n(100, timeout_s=PATIENCE_S) == (4, "threshold")
+    found = {each.user_data: each.status for each in channel.poll()}
+    assert found == {0: CANCELLED, 1: CANCELLED, 2: CANCELLED, 3: 0}
+    with pytest.raises(NothingOutstanding):
+        channel.wait_n(1)
 
 
 def test_a_closed_endpoints_peer_sees_the_end_even_with_bytes_on_their_way(channel):

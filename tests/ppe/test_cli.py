@@ -137,6 +137,7 @@ def test_a_typing_error_is_wrong_usage_with_the_nearest_name(
         (["--colour", "blu"], "did you mean blue?"),
         (["lsit"], "did you mean list?"),
         (["list", "--dpeth", "3"], "did you mean --depth?"),
+        (["list", "extra"], "see `ppe fake list --help`"),
     ],
 )
 def test_flags_values_and_verbs_of_a_command_get_suggestions(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ppe import paths
-from ppe.errors import EngineNameError, EngineNameTaken, RuntimeDirectoryError
+from ppe.errors import EngineNameError, EngineNameTaken, OperatorError, RuntimeDirectoryError
+from ppe.observer import Observer
 
 
 @pytest.fixture
@@ -142,3 +143,15 @@ def test_only_live_engines_are_listed_and_found(run_directory: Path) -> None:
         assert found.socket == run_directory / "first.sock"
         assert paths.find_engine("dead") is None
     assert paths.list_engines() == []
+
+
+def test_an_engine_that_is_starting_is_not_said_to_be_missing(run_directory: Path) -> None:
+    with pytest.raises(OperatorError, match="no engine named 'slow'"):
+        Observer("slow")
+    _, lock = paths.claim_name("slow")
+    try:
+        with pytest.raises(OperatorError, match=rf"pid {os.getpid()}\) is still starting") as told:
+            Observer("slow")
+    finally:
+        lock.release()
+    assert "slow.log" in told.value.hint

@@ -23,7 +23,7 @@ class Disk:
     """The unit. `before(header)` may answer or refuse a command: True if it did."""
 
     def __init__(self, blocks=BLOCKS, serial=b"SERIAL-1", vendor="MOCK"):
-        self.data = bytearray(blocks * BLOCK)
+        self.data, self.removable = bytearray(blocks * BLOCK), False
         self.blocks, self.serial, self.vendor = blocks, serial, vendor
         self.log = []
         self.before = lambda peer, header, data: False
@@ -134,7 +134,9 @@ class Disk:
 
     def _inquiry(self, cdb):
         if not cdb[1] & 1:
-            return scsi_data.build_inquiry(InquiryData(0, vendor=self.vendor))
+            return scsi_data.build_inquiry(
+                InquiryData(0, removable=self.removable, vendor=self.vendor)
+            )
         pages = {0x00: bytes((0x00, 0x80)), 0x80: self.serial}
         return scsi_data.build_vpd(cdb[2], pages[cdb[2]])
 

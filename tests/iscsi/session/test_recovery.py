@@ -13,15 +13,16 @@ import pytest
 import host
 import iscsi
 from iscsi.session.errors import ConnectionLost, ReservationLost, UnitChanged, UnknownOutcome
-from iscsi.session.options import NEVER, Recovery
+from iscsi.session.initiator import InitiatorSession
+from iscsi.session.options import NEVER, Recovery, Timeouts
 from iscsi.session.perf import Load, LoadPlan
 from iscsi.wire import bhs, discovery
 from iscsi.wire.bhs import Opcode
 from iscsi.wire.errors import LoginRejected, RemoteProtocolError
 from iscsi.wire.names import parse_address
-from iscsi.wire.sense import Asc
+from iscsi.wire.sense import Asc, SenseKey
 from tests.iscsi.session.disk import BLOCK, COMPARE_AND_WRITE, WRITES, Disk
-from tests.iscsi.session.mock_target import NAME, mock_target
+from tests.iscsi.session.mock_target import NAME, Closed, mock_target
 from tests.iscsi.session.modes import MODES, moved_by
 from tests.iscsi.session.relay import relay_to
 from tests.iscsi.session.tgt import wait_for
@@ -499,3 +500,61 @@ def test_nothing_is_left_behind_by_many_reconnections(engine, way):
             relay.drop()
             device.read(0, 1)
         wait_for(lambda: used() == before, f"buffers to come back: {used()} and {before} before")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("silent", ["login", "unit", "busy unit"])
+def test_an_attempt_under_way_ends_with_the_users_limit(engine, disk, way, silent, asynchronous):
+    """With its own limits, which are far away, each of these would go on for hours."""
+    relay, url = way
+    serve = disk._log_in
+
+    def log_in(peer):
+        if disk.connections and silent == "login":
+            peer.until_closed()
+            raise Closed
+        serve(peer)
+
+    def before(peer, header, data):
+        if disk.connections < 2:
+            return False
+        if silent == "busy unit":
+            peer.send(Opcode.SCSI_RESPONSE, to=header, status=0x08)
+        return True
+
+    disk._log_in, disk.before = log_in, before
+    options = {
+        "recovery": Recovery(initial_s=0.01, maximum_s=0.02, limit_s=0.5),
+        "timeouts": Timeouts(command_s=10_000, login_s=10_000, ping_interval_s=0),
+    }
+    said = {"busy unit": "gave up after 0.5 s", "unit": "not ready in time", "login": "the login"}
+
+    async def main():
+        async with await iscsi.aopen(url, **options) as device:
+            relay.drop()
+            with pytest.raises(ConnectionLost, match=said[silent]):
+                await device.read(0, 1)
+
+    if asynchronous:
+        asyncio.run(main())
+        return
+    with iscsi.open(url, engine, **options) as device:
+        relay.drop()
+        with pytest.raises(ConnectionLost, match=said[silent]):
+            device.read(0, 1)
+
+
+def test_a_session_whose_unit_has_no_medium_is_recovered_too(engine, disk, way):
+    relay, url = way
+
+    def before(peer, header, data):
+        if header.cdb_bytes[0] == 0x00:
+            disk.check(peer, header, SenseKey.NOT_READY, Asc.MEDIUM_NOT_PRESENT)
+            return True
+        return False
+
+    disk.before = before
+    with InitiatorSession(engine, url, recovery=QUICK) as session:
+        relay.drop()
+        assert session.inquiry().vendor == "MOCK"
+        assert session.core.recoveries == 1
