@@ -12,16 +12,29 @@ PYTEST := $(PYTHON) -m pytest
 # What runs a second time with the compiler off: the code that other processes' memory and other
 # machines' bytes reach first.
 PLAIN_TESTS = $(wildcard tests/shm tests/iscsi/wire)
+# The compiled tests in two halves of about the same length: what lies here, and everything else.
+ONE_HALF := tests/iscsi tests/host
 BENCHMARKS := queue wait engine iscsi
 
-.PHONY: help setup setup-bench venv system-packages demo test test-fast test-plain test-compiled lint soak fuzz \
-	conformance conformance-all guest-image test-guest bench bench-calls lock clean
+# What `make test` and `make check` make beside each other, two at a time (JOBS=1: one after the
+# other, shown as it goes), in this order: the longest first, and guests, each an emulated CPU, beside
+# compiled tests. A further guest run belongs behind the first half: it then starts when the guest
+# before it has ended, beside the other half.
+JOBS := 2
+TESTS := test-one-half test-other-half lint test-plain
+CHECKS := test-guest test-one-half test-other-half lint test-plain
+BESIDE = MAKE='$(MAKE)' JOBS=$(JOBS) SET_UP=yes .ci/beside
+
+.PHONY: help setup setup-bench venv system-packages demo compile check test test-fast test-plain test-compiled \
+	test-one-half test-other-half lint soak fuzz conformance conformance-all guest-image test-guest \
+	bench bench-calls lock clean
 
 help: ## list the targets
 	awk -F ':[^#]*## ' '/^[a-z-]+:[^#]*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
-setup: system-packages venv ## virtual environment, locked packages, reference tools; quick when done
-	$(MAKE) --no-print-directory $(VENV)/.installed
+# With SET_UP=yes it was done just now.
+setup: $(if $(SET_UP),,system-packages venv) ## virtual environment, locked packages, reference tools; quick when done
+	$(if $(SET_UP),,$(MAKE) --no-print-directory $(VENV)/.installed)
 
 setup-bench: setup # a make of its own, because `venv` may just have removed the stamp
 	$(MAKE) --no-print-directory $(VENV)/.installed-bench
@@ -102,13 +115,20 @@ system-packages:
 demo: setup ## a pinned engine moves verified iSCSI reads and writes
 	$(PYTHON) -m ppe demo
 
-# All three run even when one fails: one look shows everything that is wrong.
-test: setup ## lint, the tests as plain Python, the tests compiled
-	failed=
-	$(MAKE) --no-print-directory lint || failed+=' lint'
-	$(MAKE) --no-print-directory test-plain || failed+=' test-plain'
-	$(MAKE) --no-print-directory test-compiled || failed+=' test-compiled'
-	if [ -n "$$failed" ]; then echo "make test failed in:$$failed" >&2; exit 1; fi
+# All of them run even when one fails: one look shows everything that is wrong.
+test: setup compile ## lint, the tests as plain Python, the tests compiled
+	$(BESIDE) 'make test' $(TESTS)
+
+check: setup compile ## all that guards a submission: make test, and the virtual machines
+	$(BESIDE) 'make check' $(CHECKS)
+
+# What both halves of the compiled tests need, by two processes: numba compiles one function at a
+# time. What is wrong here is wrong in the tests, which say it better.
+compile: setup
+	echo 'compiling for this processor'
+	$(PYTHON) -c 'import host.inline, iscsi.session.doors, iscsi.target.mirror_doors' 2>/dev/null &
+	$(PYTHON) -c 'import ppe.cycle.services.datamover, iscsi.target.pump' 2>/dev/null || true
+	wait
 
 test-fast: setup ## the tests that take less than a quarter of a second each
 	$(PYTEST) -q -m 'not slow and not soak and not interop and not guest'
@@ -120,9 +140,15 @@ test-plain: setup # the same source with the compiler switched off
 	echo 'plain Python: the engine in its caller'"'"'s thread, under tests/host'
 	NUMBA_DISABLE_JIT=1 $(PYTEST) -q tests/host -k inline
 
-test-compiled: setup
-	echo 'compiled: tests'
-	$(PYTEST) -q
+test-compiled: test-one-half test-other-half
+
+test-one-half: setup
+	echo 'compiled: $(ONE_HALF)'
+	$(PYTEST) -q $(ONE_HALF)
+
+test-other-half: setup
+	echo 'compiled: tests without $(ONE_HALF)'
+	$(PYTEST) -q $(ONE_HALF:%=--ignore=%)
 
 lint: setup ## ruff, mypy --strict, the import law
 	failed=

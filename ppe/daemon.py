@@ -11,8 +11,6 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable
-from importlib import import_module
 from types import FrameType
 from typing import Any
 
@@ -20,10 +18,9 @@ from ppe import cpulock, notify, paths
 from ppe.config import EngineConfig
 from ppe.cputime import busy_now
 from ppe.errors import OperatorError
+from ppe.first_start import Report, compile_engine
 from ppe.partition import Partition, choose, usable_cpus
 from ppe.topology import allowed_cpus, format_cpu_list, read_topology
-
-Report = Callable[[str, str], None]  # kind ("progress", "note", "ready"), text
 
 
 def plan(config: EngineConfig) -> Partition:
@@ -39,33 +36,6 @@ def plan(config: EngineConfig) -> Partition:
         idle=config.idle,
         force=config.force,
     )
-
-
-def compile_cycle(report: Report) -> Any:
-    """Import the compiled parts, reporting what is compiled; returns the running counter."""
-    from shm.jit import CompileCounter, prune_cache
-
-    started = time.monotonic()
-
-    def progress(count: int, name: str) -> None:
-        if count == 1:
-            report("progress", "compiling the engine for this processor, first start only …")
-        elif count % 25 == 0:
-            report("progress", f"compiled {count} functions, now {name}")
-        notify.extend_start(60)
-
-    counter = CompileCounter(progress)
-    from numba.core import event
-
-    event.register("numba:compile", counter)
-    prune_cache()
-    for module in ("ppe.cycle.guard", "ppe.control", "ppe.cycle.services.datamover"):
-        import_module(module)  # Everything is compiled when its module is imported.
-
-    if counter.count:
-        seconds = time.monotonic() - started
-        report("progress", f"compiled {counter.count} functions in {seconds:.1f} s; cached")
-    return counter
 
 
 def _raise_open_files() -> None:
@@ -106,7 +76,7 @@ class Daemon:
             self._report("note", note)
         if self.partition.housekeeping_cpus:
             os.sched_setaffinity(0, self.partition.housekeeping_cpus)
-        self._counter = compile_cycle(self._report)
+        self._counter = compile_engine(self._report, self.partition.engine_cpus)
         self._start_engines()
         from ppe.control import ControlServer
 

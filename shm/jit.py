@@ -25,10 +25,13 @@ import numba
 from numba.core import event
 
 from shm import imported
+from shm.linking import DoorPipeline, Helper
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 JIT_DISABLED: Final = os.environ.get("NUMBA_DISABLE_JIT", "0") != "0"
+# No GIL, no bounds checks, C division.
+OPTIONS: Final[dict[str, Any]] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 ROOT: Final = imported.ROOT
 # A cache directory that no start used for this long belongs to sources that are gone. One version
 # of the project with its tests has some fifty: with little room two of them would evict each other.
@@ -89,7 +92,7 @@ def nopython(function: F) -> F:
         return function
     if not imported.is_ours(function.__module__):
         imported.note_running()  # an installed module, which nobody watches
-    return cast(F, numba.njit(nogil=True, error_model="numpy", boundscheck=False)(function))
+    return cast(F, Helper(function, targetoptions={**OPTIONS, "nopython": True}))
 
 
 def entry(signature: str) -> Callable[[F], F]:
@@ -99,11 +102,10 @@ def entry(signature: str) -> Callable[[F], F]:
         if JIT_DISABLED:
             return function
         with _cache_for(function) as kept:
+            compiler: Any = numba.njit
             return cast(
                 F,
-                numba.njit(
-                    signature, cache=kept, nogil=True, error_model="numpy", boundscheck=False
-                )(function),
+                compiler(signature, cache=kept, pipeline_class=DoorPipeline, **OPTIONS)(function),
             )
 
     return decorate
@@ -145,7 +147,12 @@ class Callback:
         with _cache_for(function) as kept:
             compiled: Any = numba.cfunc
             self._compiled = compiled(
-                signature, cache=kept, nopython=True, error_model="numpy", boundscheck=False
+                signature,
+                cache=kept,
+                pipeline_class=DoorPipeline,
+                nopython=True,
+                error_model="numpy",
+                boundscheck=False,
             )(function)
         self.address = int(self._compiled.address)
         self._function = self._prototype(self.address)

@@ -71,8 +71,9 @@ def project(tmp_path):
     """A project of its own: the real `shm.jit`, an entry, and two helper files below it."""
     for package in ("shm", "bench"):
         (tmp_path / package).mkdir()
-    for name in ("shm/__init__.py", "shm/jit.py", "shm/imported.py", "bench/__init__.py"):
-        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("__init__", "imported", "jit", "linking"):
+        shutil.copy(ROOT / "shm" / f"{name}.py", tmp_path / "shm" / f"{name}.py")
+    shutil.copy(ROOT / "bench" / "__init__.py", tmp_path / "bench" / "__init__.py")
     (tmp_path / "bench" / "door.py").write_text(DOOR)
     (tmp_path / "bench" / "middle.py").write_text(MIDDLE)
     (tmp_path / "bench" / "leaf.py").write_text(LEAF.format(1))

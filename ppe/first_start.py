@@ -1,0 +1,100 @@
+"""The first start: the engine is compiled for this processor; later starts find it in the cache.
+
+Numba compiles one function at a time in a process. So the datamover, half of the engine, is
+compiled by a process of its own on the CPUs that the engines will have, and this one finds it in
+the cache; should that fail for whatever reason, it is compiled here.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from typing import Any, Final
+
+from ppe import notify
+
+Report = Callable[[str, str], None]  # kind ("progress", "note", "ready"), text
+
+# Everything in them is compiled when it is imported.
+MODULES: Final = ("ppe.cycle.guard", "ppe.control")
+MODULE_APART: Final = "ppe.cycle.services.datamover"
+APART_SECONDS_MAX: Final = 300
+
+
+@contextlib.contextmanager
+def compiled_apart(module: str, cpus: Iterable[int]) -> Iterator[subprocess.Popen[bytes] | None]:
+    """A process that imports one module, and none where there cannot be another process. It never
+    outlives the block.
+    """
+    from shm.jit import ROOT
+
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"import {module}"],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    except OSError:
+        yield None
+        return
+    with contextlib.suppress(OSError):  # It may have ended, or the CPUs are not ours any more.
+        os.sched_setaffinity(process.pid, set(cpus))
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def await_end(process: subprocess.Popen[bytes]) -> None:
+    """Return when it is done, or after APART_SECONDS_MAX."""
+    deadline = time.monotonic() + APART_SECONDS_MAX
+    while time.monotonic() < deadline:
+        notify.extend_start(60)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+            return
+
+
+def compile_engine(report: Report, cpus: Iterable[int]) -> Any:
+    """Import the compiled parts, reporting what is compiled; returns the running counter.
+
+    `cpus`: where nothing runs yet.
+    """
+    from numba.core import event
+
+    from shm.jit import CompileCounter, prune_cache
+
+    started = time.monotonic()
+    apart: list[subprocess.Popen[bytes] | None] = []
+
+    with contextlib.ExitStack() as undo:
+
+        def progress(count: int, name: str) -> None:
+            if count == 1:
+                report("progress", "compiling the engine for this processor, first start only …")
+                if MODULE_APART not in sys.modules:
+                    apart.append(undo.enter_context(compiled_apart(MODULE_APART, cpus)))
+            elif count % 25 == 0:
+                report("progress", f"compiled {count} functions, now {name}")
+            notify.extend_start(60)
+
+        counter = CompileCounter(progress)
+        event.register("numba:compile", counter)
+        prune_cache()
+        for module in MODULES:
+            import_module(module)
+        for process in filter(None, apart):
+            report("progress", "waiting for the datamover, which another process compiles")
+            await_end(process)
+        import_module(MODULE_APART)
+
+    if counter.count:
+        seconds = time.monotonic() - started
+        report("progress", f"compiled the engine in {seconds:.1f} s; cached")
+    return counter
