@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar, cast
 
 import llvmlite.binding as llvm
 import numba
-from numba.core import event
+from numba.core import event, types
 
 from shm import imported
 
@@ -86,7 +86,17 @@ def nopython(function: F) -> F:
     """Mark a helper of compiled code: no GIL, no bounds checks, C division, compiled on demand."""
     if JIT_DISABLED:
         return function
-    return cast(F, numba.njit(nogil=True, error_model="numpy", boundscheck=False)(function))
+    helper: Any = numba.njit(nogil=True, error_model="numpy", boundscheck=False)(function)
+    resolve = helper.get_call_template
+
+    def get_call_template(arguments: Any, keywords: Any) -> Any:
+        # Numba would compile a helper once more for every constant it is called with; LLVM, which
+        # inlines it, makes as much of the constant without that.
+        plain = {name: types.unliteral(kind) for name, kind in keywords.items()}
+        return resolve(tuple(types.unliteral(kind) for kind in arguments), plain)
+
+    helper.get_call_template = get_call_template
+    return cast(F, helper)
 
 
 def entry(signature: str) -> Callable[[F], F]:
