@@ -8,6 +8,7 @@ for calls from Python that never come; that took three quarters of the time of a
 from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
+from numba.core import types
 from numba.core.codegen import CodeLibrary, JITCodeLibrary, RuntimeLinker
 from numba.core.compiler import Compiler, CompileResult
 from numba.core.compiler_lock import global_compiler_lock
@@ -128,6 +129,16 @@ class Helper(CPUDispatcher):
         # By types of arguments. The dispatcher's own table does not keep what it points to.
         self.doors: dict[Any, tuple[Any, Any]] = {}
 
+    def get_call_template(self, args: Any, kws: Any) -> Any:
+        """Which overload a compiled call is of.
+
+        Numba would compile a helper once more for every constant it is called with; LLVM, which
+        inlines it, makes as much of the constant without that.
+        """
+        plain = {name: types.unliteral(kind) for name, kind in kws.items()}
+        dispatcher: Any = super()
+        return dispatcher.get_call_template(tuple(types.unliteral(kind) for kind in args), plain)
+
     def add_overload(self, cres: CompileResult) -> None:
         """Keep it for compiled callers only."""
         result: Any = cres
@@ -138,13 +149,13 @@ class Helper(CPUDispatcher):
         entry_point = dispatcher._compile_for_args(*args, **kws)
         compiled: list[Any] = list(self.overloads.values())
         (result,) = (its for its in compiled if its.entry_point is entry_point)
-        types = tuple(result.signature.args)
+        taken = tuple(result.signature.args)
         with global_compiler_lock:
-            self.doors[types] = door_of(result)
-        function, _ = self.doors[types]
-        dispatcher._insert([its._code for its in types], function, False)
+            self.doors[taken] = door_of(result)
+        function, _ = self.doors[taken]
+        dispatcher._insert([its._code for its in taken], function, False)
         return function
 
     def inspect_asm(self, signature: Any = None) -> Any:
         """The machine code that Python calls, by types of arguments."""
-        return {types: library.get_asm_str() for types, (_, library) in self.doors.items()}
+        return {taken: library.get_asm_str() for taken, (_, library) in self.doors.items()}

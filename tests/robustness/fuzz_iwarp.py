@@ -19,6 +19,7 @@ from ppe.cycle.rnic.constants import (
     WR_SEND,
 )
 from ppe.cycle.rnic.iwarp.core import CODE_MASK, ERROR, RTS, TERMINATE, TERMINATED
+from ppe.cycle.rnic.iwarp.records import RTR_READ, RTR_SEND
 from tests.ppe.rnic import core_door as door
 from tests.ppe.rnic import fpdus
 from tests.ppe.rnic.victim import PATTERN, Victim
@@ -51,7 +52,7 @@ class IwarpFuzz:
         self.victim = Victim(
             secret=secret,
             active=draw.random() < 0.8,
-            receives=draw.choice((0, 2, 9)),
+            receives=draw.choice((0, 9, 60, 60)),
             crc=draw.random() < 0.6,
             markers_rx=self.markers,
             markers_tx=draw.random() < 0.2,
@@ -61,10 +62,10 @@ class IwarpFuzz:
             ord=draw.choice((1, 2, 16)),
             mulpdu=draw.choice((128, 1000, 32786)),
         )
-        self.calm = draw.choice((0.5, 0.8, 0.95))
+        self.calm = draw.choice((0.7, 0.9, 0.98))
         self.msn, self.offset, self.stream = [1, 1, 1, 1], 0, 0
         self.posted, self.ended = list(self.victim.receives), []
-        self.asked = []
+        self.asked, self.open, self.written = [], None, None
 
     # --- the attack ------------------------------------------------------------------------
 
@@ -78,7 +79,7 @@ class IwarpFuzz:
     def _message(self):
         rng = self.draw
         ulpdu = bytearray(self._ulpdu())
-        is_odd = rng.random() > self.calm
+        is_odd = self._is_odd()
         if is_odd and rng.random() < 0.7:
             for _ in range(rng.choice((1, 1, 2, 5))):
                 ulpdu[rng.randrange(min(len(ulpdu), 70))] ^= 1 << rng.randrange(8)
@@ -94,39 +95,83 @@ class IwarpFuzz:
         return data
 
     def _ulpdu(self):
-        rng, victim = self.draw, self.victim
-        region = rng.choice(list(victim.regions.values()))
-        if rng.random() < 0.7:
-            region = victim.lent
-        key = region.key if rng.random() < 0.97 else rng.choice((0, 1, region.key ^ 1, 77))
-        shift = rng.randrange(240) & ~7 if rng.random() < 0.9 else rng.choice(EDGES)
-        to, size = region.iova + shift, rng.choice((0, 1, 4, 8, 16, 100, 256))
-        kind = rng.choice(("write", "write", "send", "send", "read", "answer", "atomic", "rest"))
-        last = rng.random() < 0.7
-        if kind == "write":
-            return fpdus.write(key, to, rng.randbytes(size), last=last)
-        if kind == "send":
-            return self._send(last, key)
-        if kind == "read":
-            self.msn[1] += 1
-            return fpdus.read_request(self.msn[1] - 1, 5, 6, size, key, to)
-        if kind == "answer" and self.asked:
-            sink, sink_to, left = self.asked[0]
-            part = left if last else rng.randrange(left + 1)
-            self.asked[0] = (sink, sink_to + part, left - part)
-            if last:
-                self.asked.pop(0)
-            return fpdus.read_response(sink, sink_to, rng.randbytes(part), last=last)
-        if kind == "atomic":
-            self.msn[1] += 1
-            words = [rng.getrandbits(64) for _ in range(4)]
-            return fpdus.atomic_request(self.msn[1] - 1, rng.randrange(4), 9, key, to, *words)
-        return self._rest()
+        victim = self.victim
+        if self.stream == 0 and victim.spec.rtr and not victim.spec.active:
+            return self._first()
+        kinds = [self._write, self._write, self._send, self._send, self._read, self._answer]
+        if victim.spec.extensions:
+            kinds.append(self._atomic)
+        if self._is_odd():
+            return self._rest()
+        if self.open is not None and self.draw.random() < 0.5:
+            return self.open()
+        return self.draw.choice(kinds)()
 
-    def _send(self, last, key):
-        rng = self.draw
-        data = rng.randbytes(rng.choice((0, 1, 30, 50)))
-        opcode = rng.choice((3, 3, 3, 3, 5, 4, 6)) if self.offset == 0 and last else 3
+    def _is_odd(self):
+        return self.draw.random() > self.calm
+
+    def _aim(self):
+        """An STag, a TO and a size that are right, or nearly."""
+        rng, victim = self.draw, self.victim
+        region = rng.choice(list(victim.regions.values())) if self._is_odd() else victim.lent
+        key = rng.choice((0, 1, region.key ^ 1, 77)) if self._is_odd() else region.key
+        if self._is_odd():
+            return key, region.iova + rng.choice(EDGES), rng.choice((0, 1, 100, 256, 2000))
+        return key, region.iova + (rng.randrange(150) & ~7), rng.choice((0, 1, 4, 8, 16, 100))
+
+    def _write(self):
+        if self.open == self._answer and not self._is_odd():
+            return self._answer()
+        key, to, size = self._aim()
+        if self.open == self._write and not self._is_odd():
+            key, to = self.written
+            size = self.draw.randrange(20)
+        last = self.draw.random() < 0.7
+        self.open, self.written = None if last else self._write, (key, to + size)
+        return fpdus.write(key, to, self.draw.randbytes(size), last=last)
+
+    def _answer(self):
+        """Some of what was asked for."""
+        if not self.asked or (self.open == self._write and not self._is_odd()):
+            return self._write() if self.open == self._write else fpdus.write(1, 2)
+        sink, to, left = self.asked[0]
+        last = self.draw.random() < 0.7
+        part = left if last else self.draw.randrange(left + 1)
+        self.asked[0] = (sink, to + part, left - part)
+        self.open = None if last else self._answer
+        if last:
+            self.asked.pop(0)
+        return fpdus.read_response(sink, to, self.draw.randbytes(part), last=last)
+
+    def _read(self):
+        key, to, size = self._aim()
+        self.msn[1] += 1
+        return fpdus.read_request(self.msn[1] - 1, 5, 6, size, key, to)
+
+    def _atomic(self):
+        key, to, _ = self._aim()
+        self.msn[1] += 1
+        words = [self.draw.getrandbits(64) for _ in range(4)]
+        what = self.draw.randrange(16 if self._is_odd() else 3)
+        return fpdus.atomic_request(self.msn[1] - 1, what, 9, key, to, *words)
+
+    def _first(self):
+        """What was agreed that the active side says first."""
+        if self.victim.spec.rtr == RTR_READ:
+            self.msn[1] += 1
+            return fpdus.read_request(1, 5, 6, 0, 1, 0)
+        if self.victim.spec.rtr == RTR_SEND:
+            self.msn[0] += 1
+            return fpdus.send(1)
+        return fpdus.write(1, 2)
+
+    def _send(self):
+        rng, last = self.draw, self.draw.random() < 0.7
+        data = rng.randbytes(rng.choice((0, 1, 10, 30)))
+        opcode = rng.choice((3, 3, 3, 5, 4, 6)) if self.offset == 0 and last else 3
+        key = self._aim()[0] if self._is_odd() else self.victim.lent.key
+        if opcode in (4, 6) and not self._is_odd():
+            opcode = 5  # The STag it lives on is not thrown away lightly.
         made = fpdus.send(self.msn[0], data, mo=self.offset, last=last, opcode=opcode, ulp=key)
         self.offset = 0 if last else self.offset + len(data)
         self.msn[0] += last
@@ -199,6 +244,7 @@ class IwarpFuzz:
             assert victim.regions[name].bytes() == PATTERN, name
         assert victim.private.bytes(0, 64) == PATTERN[:64], "in front of a sink"
         assert victim.private.bytes(128) == PATTERN[128:], "behind a sink"
+        assert victim.is_guarded, "behind the queue pair"
         for region in (*victim.regions.values(), victim.buffers):
             assert region.uses == 0, "memory is held for ever"
 

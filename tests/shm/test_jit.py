@@ -234,6 +234,20 @@ def test_the_uncompiled_body_stays_within_reach():
     assert python_version(len) is len
 
 
+@pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
+def test_a_helper_is_compiled_once_whatever_constants_it_is_given():
+    @nopython
+    def helper(value, more):
+        return value + more
+
+    @nopython
+    def caller(value):
+        return helper(value, 1) + helper(value, 2) + helper(3, value) + helper(value, value)
+
+    assert caller(5) == 31
+    assert len(helper.nopython_signatures) == 1
+
+
 def test_integer_division_rounds_down_compiled_or_not():
     assert halves(-7) == -4
     assert python_version(halves)(-7) == -4

@@ -39,6 +39,7 @@ ALL = (
 )
 TOP = 1 << 64
 DEPTH = 64
+GUARD = 128
 
 
 def signed(number):
@@ -88,6 +89,7 @@ class Rnic:
     """A table of memory that queue pairs share."""
 
     def __init__(self, capacity=64, secret=None):
+        self._regions = []
         self._table = block(table_size(capacity))
         self.table = address_of(self._table)
         build_table(self.table, capacity, secret)
@@ -97,8 +99,9 @@ class Rnic:
         return door.ask(what, self.table, *arguments, *[0] * (6 - len(arguments)))
 
     def region(self, size, access=ALL, **options):
-        """Register fresh memory."""
-        return Region(self, size, access, **options)
+        """Register fresh memory, which lives as long as this does."""
+        self._regions.append(Region(self, size, access, **options))
+        return self._regions[-1]
 
 
 class ReceiveQueue:
@@ -141,7 +144,8 @@ class QueuePair:
     def __init__(self, rnic, spec, *, number=1, rq=None, pd=PD):
         self.rnic, self.spec = rnic, spec
         self.rq = rq or ReceiveQueue(rnic, pd=pd)
-        self._memory = block(spec.size)
+        self._memory = block(spec.size + GUARD)
+        self._memory[spec.size :] = GUARD
         self.address = address_of(self._memory)
         spec.build(self.address, number=number, pd=pd, table=rnic.table, rq=self.rq.address)
         self._wc = block(WC.itemsize)
@@ -152,6 +156,11 @@ class QueuePair:
     def ask(self, what, *arguments):
         """Ask the core."""
         return door.ask(what, self.address, *arguments, *[0] * (6 - len(arguments)))
+
+    @property
+    def is_guarded(self):
+        """Whether nothing was written behind its block."""
+        return bool(np.all(self._memory[self.spec.size :] == GUARD))
 
     @property
     def record(self):

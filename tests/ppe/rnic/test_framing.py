@@ -293,6 +293,14 @@ def test_the_passive_side_waits_for_the_first_fpdu():
     assert len(pair.right.data_to_send()) == 20
 
 
+def test_not_even_a_terminate_comes_before_the_first_fpdu():
+    pair = Pair()
+    pair.right.ask(door.TERMINATE, 0, 0, 0)
+    assert pair.right.state == TERMINATE
+    assert pair.right.data_to_send() == b""
+    assert pair.right.ask(door.HAS_SENT_ALL)
+
+
 @pytest.mark.parametrize("rtr", [RTR_WRITE, RTR_READ, RTR_SEND])
 def test_an_agreed_first_message_lets_both_sides_send(rtr):
     pair = Pair(rtr=rtr)

@@ -41,7 +41,7 @@ class Victim(QueuePair):
         self.regions["high"] = rnic.region(256, everything, iova=(1 << 64) - 256, fill=PATTERN)
         for name, region in self.regions.items():
             setattr(self, name, region)
-        self.buffers = rnic.region(1000)
+        self.buffers = rnic.region(max(1000, 100 * receives))
         self.receives = [
             self.receive(self.buffers.piece(100 * which, 100)) for which in range(receives)
         ]

@@ -73,7 +73,10 @@ def take(qp: int, address: int, count: int) -> int:
 def is_between_fpdus(qp: int) -> bool:
     """Whether the stream may end here without cutting an FPDU."""
     mine = qp_at(qp)[0]
-    return bool(mine["rx_phase"] == PHASE_START and mine["rx_have"] == 0 and mine["rx_marker"] == 0)
+    if mine["rx_phase"] != PHASE_START or mine["rx_have"] > 0 or mine["rx_marker"] > 0:
+        return False
+    # A marker that was just taken is the beginning of an FPDU.
+    return bool(not mine["markers_rx"] or mine["rx_to_marker"] != MARKER_GAP)
 
 
 @nopython

@@ -66,6 +66,7 @@ def violate(qp: int, code: int, has_header: bool) -> int:
     if has_header:
         _blame(qp, code)
     mine["violation"] = VIOLATION | code
+    mine["started"] = 1  # What came was no good, but it came: an answer may go out.
     _make(qp, code)
     if has_header:
         _add_headers(qp)
@@ -88,7 +89,7 @@ def _make(qp: int, code: int) -> None:
     zero_bytes(mine["terminate"], TERMINATE_CONTROL_SIZE)
     store_16_be(mine["terminate"], code)
     mine["terminate_length"] = TERMINATE_CONTROL_SIZE
-    mine["terminate_due"] = 1
+    mine["terminate_due"] = mine["started"]
 
 
 @nopython
