@@ -1,8 +1,10 @@
-"""siw, Linux's software iWARP, as a kernel module: Debian's kernel leaves it out, so it is built from
-Debian's own kernel source against the headers of the kernel that the guest boots. No root is needed
-and nothing is installed; only the driver's folder of the source is ever unpacked.
+"""siw, Linux's software iWARP, as a kernel module: Debian's kernel leaves it out, so it is built
+from Debian's own kernel source against the headers of the kernel that the guest boots. No root is
+needed and nothing is installed; only the driver's folder of the source is ever unpacked. What was
+built is kept in the cache, by kernel and by the text of this file.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -21,7 +23,22 @@ _SYSTEM = "/usr/src/"  # where the headers believe they are
 def build(making):
     """Make siw.ko for the kernel in `making` and lay it beside that kernel's other modules."""
     (found,) = filter(None, (_IMAGE.match(path.name) for path in making.packages))
-    abi, series = found["abi"], found["series"]
+    kept = making.cache / f"siw-{_key(found.string)}.ko"
+    if not kept.is_file():
+        built = _build(making, found["abi"], found["series"])
+        for old in making.cache.glob("siw-*.ko"):
+            old.unlink()
+        shutil.copy(built, kept)
+    (modules,) = making.kernel.glob("lib/modules/*/kernel")
+    shutil.copy(kept, modules / "siw.ko")
+
+
+def _key(kernel):
+    text = kernel.encode() + Path(__file__).read_bytes()
+    return hashlib.blake2b(text, digest_size=8).hexdigest()
+
+
+def _build(making, abi, series):
     names = [f"linux-headers-{abi}-amd64", f"linux-headers-{abi}-common"]
     names += [f"linux-kbuild-{series}", f"linux-source-{series}"]
     work = making.work / "siw"
@@ -30,9 +47,7 @@ def build(making):
             _take_driver(package, work / "driver")
         else:
             unpack(package, work / "headers")
-    module = _compile(work / "headers", f"linux-headers-{abi}-amd64", work / "driver")
-    (modules,) = making.kernel.glob("lib/modules/*/kernel")
-    shutil.copy(module, modules / "siw.ko")
+    return _compile(work / "headers", f"linux-headers-{abi}-amd64", work / "driver")
 
 
 def _take_driver(package, folder):
