@@ -15,7 +15,7 @@ PLAIN_TESTS = $(wildcard tests/shm tests/iscsi/wire)
 BENCHMARKS := queue wait engine iscsi
 
 .PHONY: help setup setup-bench venv system-packages demo test test-fast test-plain test-compiled lint soak fuzz \
-	conformance conformance-all guest-image test-guest bench bench-calls lock clean
+	conformance conformance-all guest-image test-guest test-rdma bench bench-calls lock clean
 
 help: ## list the targets
 	awk -F ':[^#]*## ' '/^[a-z-]+:[^#]*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -77,6 +77,8 @@ system-packages:
 	need qemu-system-x86_64 qemu-system-x86
 	need debugfs e2fsprogs
 	compgen -G '/usr/lib/*/qemu/block-iscsi.so' >/dev/null || missing+=(qemu-block-extra)
+	test -d /usr/lib/python3/dist-packages/pyverbs || missing+=(python3-pyverbs)
+	test -e /usr/include/rdma/rdma_cma.h || missing+=(libibverbs-dev librdmacm-dev)
 	if [ $${#missing[@]} = 0 ]; then exit 0; fi
 	list="$${missing[*]}"
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
@@ -111,7 +113,7 @@ test: setup ## lint, the tests as plain Python, the tests compiled
 	if [ -n "$$failed" ]; then echo "make test failed in:$$failed" >&2; exit 1; fi
 
 test-fast: setup ## the tests that take less than a quarter of a second each
-	$(PYTEST) -q -m 'not slow and not soak and not interop and not guest'
+	$(PYTEST) -q -m 'not slow and not soak and not interop and not guest and not rdma_guest'
 
 test-plain: setup # the same source with the compiler switched off
 	test -n '$(PLAIN_TESTS)' || { echo 'no tests to run as plain Python' >&2; exit 1; }
@@ -158,6 +160,10 @@ guest-image: setup ## the virtual machine for test-guest, from Debian's packages
 
 test-guest: guest-image ## Linux's own initiator and target, and pulled plugs, in a virtual machine
 	$(PYTEST) -q -m guest -o faulthandler_timeout=400 tests
+
+test-rdma: setup ## verbs devices and the wire: rxe and siw in a virtual machine (350 MB, once)
+	$(PYTHON) -m tests.guest.rdma_image
+	$(PYTEST) -q -m rdma_guest -o faulthandler_timeout=400 tests
 
 bench: setup-bench ## every benchmark with its references; results in bench/results
 	for name in $(BENCHMARKS); do $(PYTHON) -m ppe bench "$$name"; done

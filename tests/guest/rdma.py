@@ -6,6 +6,7 @@ siw0 is on eth0, whose address tests reach by forwarded ports; rxe0 is on a netw
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -43,25 +44,36 @@ class CallFailed(AssertionError):
 
 
 class RdmaGuest:
-    """The guest and its worker, which has imported `modules`."""
+    """The guest and its worker, which has imported `modules`. `capture`: a file for all that its
+    network card sees, in libpcap's format.
+    """
 
-    def __init__(self, made, modules):
+    def __init__(self, made, modules, *, capture=None):
         warm_up(modules)
         self.wire_ports = {port: free_port() for port in WIRE_PORTS}
         worker_port = free_port()
         forwards = [(here, there) for there, here in self.wire_ports.items()]
-        self.guest = Guest(
-            made, forwards=[(worker_port, WORKER_PORT), *forwards], host_root=True, memory="2G"
+        more = (
+            ()
+            if capture is None
+            else ("-object", f"filter-dump,id=dump,netdev=net0,file={capture}")
         )
-        self._lines = self._socket = None
+        self.guest = Guest(
+            made,
+            forwards=[(worker_port, WORKER_PORT), *forwards],
+            host_root=True,
+            memory="2G",
+            more=more,
+        )
+        self._lines = self.socket = None
         try:
             host_root.mount(self.guest)
             self.guest.run(_SET_UP)
             words = ["-m", "tests.guest.worker", WORKER_PORT, *modules]
             host_root.start(self.guest, "worker", words, rdma_image.settings(made))
             host_root.wait_until_ready(self.guest, "worker", READY_S)
-            self._socket = socket.create_connection(("127.0.0.1", worker_port), 20)
-            self._lines = self._socket.makefile("rw")
+            self.socket = socket.create_connection(("127.0.0.1", worker_port), 20)
+            self._lines = self.socket.makefile("rw")
         except BaseException:
             self.close()
             raise
@@ -73,7 +85,7 @@ class RdmaGuest:
         self.close()
 
     def close(self):
-        for item in (self._lines, self._socket):
+        for item in (self._lines, self.socket):
             if item is not None:
                 item.close()
         self.guest.close()
@@ -83,9 +95,13 @@ class RdmaGuest:
         self._lines.write(json.dumps({"call": call, "arguments": arguments}) + "\n")
         self._lines.flush()
 
+    def has_answer(self):
+        """Whether `result` would find it there."""
+        return bool(select.select([self.socket], [], [], 0)[0])
+
     def result(self, timeout=CALL_S):
         """What the call that was started last returned. Raises CallFailed."""
-        self._socket.settimeout(timeout)
+        self.socket.settimeout(timeout)
         try:
             line = self._lines.readline()
         except TimeoutError:

@@ -1,9 +1,9 @@
-"""A Python process in the guest that runs what tests ask for, one call after the other: starting one
-costs a quarter of a minute there, a call costs nothing.
+"""A Python process in the guest that runs what tests ask for, one call after the other: to start
+one takes a quarter of a minute there, a call takes nothing.
 
-`python -m tests.guest.worker PORT MODULE...` imports the modules, listens, prints `ready` and serves
-one connection. A request is a line of JSON, `{"call": "module:function", "arguments": {...}}`; the
-answer is `{"result": ...}` or `{"error": traceback}`. With port 0 it only imports: what that
+`python -m tests.guest.worker PORT MODULE...` imports the modules, listens, prints `ready` and
+serves one connection. A request is a line of JSON, `{"call": "module:function", "arguments": {}}`;
+the answer is `{"result": ...}` or `{"error": traceback}`. With port 0 it only imports: what that
 compiles, on this machine, is what the guest finds in the cache.
 """
 

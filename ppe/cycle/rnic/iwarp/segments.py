@@ -45,7 +45,6 @@ from ppe.cycle.rnic.iwarp.records import (
 )
 from ppe.cycle.rnic.iwarp.terminate import fail, terminate
 from ppe.cycle.rnic.iwarp.tx import commit, entry_at, has_room, room_at, span, tx_piece_at
-from ppe.cycle.rnic.windows import bind
 from ppe.cycle.rnic.iwarp.wire import (
     ATOMIC_COMPARE,
     ATOMIC_COMPARE_MASK,
@@ -102,6 +101,7 @@ from ppe.cycle.rnic.iwarp.wire import (
 )
 from ppe.cycle.rnic.memory import invalidate
 from ppe.cycle.rnic.records import MR_VALID, PIECE_SIZE, mr_at, piece_at
+from ppe.cycle.rnic.windows import bind
 from shm.jit import nopython
 from shm.memory import (
     copy_bytes,

@@ -6,13 +6,12 @@ waits for that). Queue pairs are made apart from the manager, in a domain of the
 and are taken through their states as the manager says.
 """
 
-import select
 import time
 from dataclasses import dataclass
 from typing import Any, Final
 
 from ppe.cycle.rnic.verbs import layouts, pointers, records
-from ppe.cycle.rnic.verbs.device import VerbsError
+from ppe.cycle.rnic.verbs.device import VerbsError, is_readable
 from ppe.cycle.rnic.verbs.library import part
 from ppe.cycle.rnic.verbs.queues import QueuePair
 from shm.view import window
@@ -89,9 +88,7 @@ class CmChannel:
 
     def next_event(self, timeout_s: float, listener: Any = None) -> CmEvent | None:
         """The next event, or None when none comes in time. A request needs its listening CMID."""
-        poller = select.poll()
-        poller.register(self.descriptor, select.POLLIN)
-        if not poller.poll(max(0, int(timeout_s * 1000))):
+        if not is_readable(self.descriptor, timeout_s):
             return None
         event = part("cmid").CMEvent(self.channel)
         try:

@@ -4,6 +4,7 @@ A device is opened once by a process. What it can do is asked of it, and where a
 more than it does, `QUIRKS` says so, so that a request is refused at the post and not by silence.
 """
 
+import select
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -111,11 +112,14 @@ class Device:
         """Whether memory may be registered without being pinned (on-demand paging)."""
         return bool(self.context.query_device_ex().odp_caps.general_caps & _ODP_SUPPORT)
 
-    def async_event(self) -> tuple[int, int] | None:
+    def wait_async(self, timeout_s: float) -> tuple[int, int] | None:
         """The next asynchronous event: type (enum ibv_event_type) and the address of its element.
 
-        To be called when `async_descriptor` is readable; otherwise it would wait.
+        None when none comes in time. The descriptor is waited for, never the call, which would
+        hold every other Python thread.
         """
+        if not is_readable(self.async_descriptor, timeout_s):
+            return None
         event = self.context.get_async_event()
         found = (int(event.event_type), pointers.async_element(event))
         event.ack()
@@ -125,6 +129,13 @@ class Device:
     def async_descriptor(self) -> int:
         """A descriptor that is readable when there is an asynchronous event."""
         return pointers.async_descriptor(self.pointer)
+
+
+def is_readable(descriptor: int, timeout_s: float) -> bool:
+    """Wait until something can be read there."""
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(max(0, int(timeout_s * 1000))))
 
 
 def _node_type(name: str) -> int:

@@ -116,6 +116,8 @@ def _import_from(folder: Path) -> None:
         loaded = importlib.util.module_from_spec(spec)
         sys.modules[NAME] = loaded
         spec.loader.exec_module(loaded)
+    elif loaded.__file__ is None or Path(loaded.__file__).parent != folder / NAME:
+        raise ImportError(f"this process has loaded another one, {loaded.__file__}")
     try:
         for name in PARTS:
             importlib.import_module(f"{NAME}.{name}")

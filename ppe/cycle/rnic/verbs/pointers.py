@@ -20,6 +20,7 @@ from shm.layout import offset
 _MEMORY: Final = "/proc/self/mem"
 _ADDRESS_END: Final = 1 << 47  # of a process on x86-64
 _CM_DEVICE: Final = "/dev/infiniband/rdma_cm"
+_EVENT_FILE: Final = "anon_inode:[infinibandevent]"
 
 
 class PointerUnknownError(Exception):
@@ -225,6 +226,14 @@ def _leads_to(descriptor: int, path: str) -> bool:
         return Path(f"/proc/self/fd/{descriptor}").readlink() == Path(path)
     except OSError:
         return False
+
+
+def event_descriptor(cq: int) -> int:
+    """The descriptor of the channel that a completion queue's events go to."""
+    found = word_32(word_64(cq + layouts.CQ_CHANNEL) + layouts.CHANNEL_FD)
+    if not _leads_to(found, _EVENT_FILE):
+        raise PointerUnknownError("the completion queue has no event channel where it should")
+    return found
 
 
 def async_descriptor(context: int) -> int:

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from ppe.cycle.rnic.constants import WR_RDMA_READ
 from ppe.cycle.rnic.records import SGES_MAX
 from ppe.cycle.rnic.verbs import keys, layouts, pointers, records
-from ppe.cycle.rnic.verbs.device import IWARP, Device, Domain, VerbsError
+from ppe.cycle.rnic.verbs.device import IWARP, Device, Domain, VerbsError, is_readable
 from ppe.cycle.rnic.verbs.library import part
 from ppe.cycle.rnic.verbs.send import ANSWERED
 from shm.view import address_of, window
 
 QPT_RC: Final = 2  # enum ibv_qp_type
 QPS_ERR: Final = 6  # enum ibv_qp_state
+SRQ_LIMIT: Final = 1 << 1  # enum ibv_srq_attr_mask
 QP_STATE: Final = 1 << 0  # enum ibv_qp_attr_mask
 _ALIGNED: Final = 64
 
@@ -50,6 +51,15 @@ class CompletionQueue:
         self._block = Block(tables + keys.keys_size(queue_pairs))
         self.address = build_cq(self._block.address, pointer, device.functions, queue_pairs)
         self.pointer = pointer
+        self.event_descriptor = pointers.event_descriptor(pointer)
+
+    def wait_event(self, timeout_s: float) -> bool:
+        """Whether the event came that `poll.req_notify` asked for; it is then taken."""
+        if not is_readable(self.event_descriptor, timeout_s):
+            return False
+        self.channel.get_cq_event(self.cq)
+        self.cq.ack_events(1)
+        return True
 
     def close(self) -> None:
         """Destroy it; its queue pairs go first."""
@@ -96,6 +106,11 @@ class SharedReceiveQueue:
         self._block = Block(records.RQ.itemsize + records.ROOM_SIZE)
         function = device.functions[layouts.CONTEXT_POST_SRQ_RECV]
         self.address = build_rq(self._block.address, self.pointer, function, depth, sges)
+
+    def arm(self, limit: int) -> None:
+        """Raise an asynchronous event, once, when fewer receives than this are posted."""
+        attributes = part("srq").SrqAttr(srq_limit=limit)
+        self.srq.modify(attributes, SRQ_LIMIT)
 
     def close(self) -> None:
         """Destroy it; what was posted to it is forgotten by the device."""
