@@ -53,6 +53,7 @@ class CompletionQueue:
         self._moderation = (1, 0.0)
         self._solicited_only: bool | None = None
         self._notices = 0
+        self._rotated = 0
         self._closed = False
 
     @property
@@ -90,6 +91,22 @@ class CompletionQueue:
             self.device.address, done.endpoint, int(done.opcode == RDMA_RECEIVE), done.arg1
         )
         return wc_of(done)
+
+    def complete(self, wr_id: int, timeout_s: float = 10.0) -> WorkCompletion:
+        """Wait for the completion with this wr_id; all others stay. Raises TimeoutError."""
+
+        def there() -> bool:
+            return any(done.user_data == wr_id for done in self._ready)
+
+        if not self.device.wait_until(there, timeout_s):
+            raise TimeoutError(f"no completion of work request {wr_id} within {timeout_s} s")
+        while self._ready[0].user_data != wr_id:
+            self._ready.rotate(-1)
+            self._rotated += 1
+        found = self._take()
+        self._ready.rotate(self._rotated)
+        self._rotated = 0
+        return found
 
     def moderate(self, count: int, period_s: float) -> None:
         """Have `wait` sleep until `count` completions are there, or `period_s` has passed and at

@@ -55,7 +55,7 @@ class AsyncEvent(NamedTuple):
     """
 
     event: int
-    qp: QueuePair
+    qp: QueuePair | SharedReceiveQueue
     terminate: int | None
     ours: bool
     status: int
@@ -179,6 +179,10 @@ class Device:
             self.others.append(done)
 
     def _on_event(self, done: Completion) -> None:
+        srq = self._srqs.get(done.endpoint)
+        if srq is not None:
+            self._events.append(AsyncEvent(done.arg0 & EVENT_MASK, srq, None, False, 0))
+            return
         qp = self._qps.get(done.endpoint)
         if qp is None:
             return
@@ -288,6 +292,8 @@ class Device:
         for srq in list(self._srqs.values()):
             srq.destroy()
         for domain in list(self.domains):
+            for window in list(domain.windows):
+                window.dealloc()
             for region in list(domain.regions):
                 region.dereg()
             domain.dealloc()

@@ -56,12 +56,26 @@ class MemoryRegion:
             self.dereg()
 
 
+@dataclass(slots=True, eq=False)
+class MemoryWindow:
+    """A window on a piece of a memory region. Each binding changes its `rkey`."""
+
+    pd: "ProtectionDomain"
+    rkey: int
+
+    def dealloc(self) -> None:
+        """Give it back. Raises OSError EBUSY while work under way needs it."""
+        self.pd.device.provider.dealloc_mw(self.pd, self)
+        self.pd.windows.discard(self)
+
+
 class ProtectionDomain:
     """What queue pairs and memory have in common: nothing of another domain is ever touched."""
 
     def __init__(self, device: "Device", handle: int) -> None:
         self.device, self.handle = device, handle
         self.regions: set[MemoryRegion] = set()
+        self.windows: set[MemoryWindow] = set()
         self.users: set[object] = set()
 
     def reg_mr(
@@ -84,20 +98,31 @@ class ProtectionDomain:
         self.regions.add(region)
         return region
 
+    def alloc_mw(self) -> "MemoryWindow":
+        """A memory window on nothing (type 2: it belongs to the queue pair that binds it).
+
+        Raises OSError: EOPNOTSUPP where the device has none.
+        """
+        if not self.device.query().memory_windows:
+            raise OSError(errno.EOPNOTSUPP, f"{self.device.query().name} has no memory windows")
+        window = MemoryWindow(self, self.device.provider.alloc_mw(self))
+        self.windows.add(window)
+        return window
+
     def forget(self, region: MemoryRegion) -> None:
         """A region was taken back."""
         self.regions.discard(region)
 
     def dealloc(self) -> None:
         """Give it back. Raises OSError EBUSY while something rests on it."""
-        if self.regions or self.users:
+        if self.regions or self.windows or self.users:
             raise OSError(
                 errno.EBUSY,
-                f"{len(self.regions)} memory regions and {len(self.users)} queues rest on this "
-                f"protection domain: {os.strerror(errno.EBUSY)}",
+                f"{len(self.regions) + len(self.windows)} memory regions and {len(self.users)} "
+                f"queues rest on this protection domain: {os.strerror(errno.EBUSY)}",
             )
         self.device.provider.dealloc_pd(self)
         self.device.domains.discard(self)
 
 
-__all__ = ["MemoryRegion", "ProtectionDomain", "span_of"]
+__all__ = ["MemoryRegion", "MemoryWindow", "ProtectionDomain", "span_of"]

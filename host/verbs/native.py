@@ -45,6 +45,7 @@ from shm.verbs import (
     WC_RECV,
     WC_STATUS_MASK,
     WC_VENDOR_SHIFT,
+    WC_WITH_IMM,
     WC_WR_FLUSH_ERR,
     WR_ATOMIC_CMP_AND_SWP,
     WR_ATOMIC_FETCH_AND_ADD,
@@ -278,7 +279,9 @@ def read_wc(completion: int, wc: int) -> None:
     mine["opcode"] = (words >> WC_OPCODE_SHIFT) & WC_OPCODE_MASK
     mine["vendor_err"] = (how >> WC_VENDOR_SHIFT) & MASK_32
     mine["byte_len"] = cqe["length"]
-    mine["imm_data"] = cqe["arg0"]
+    # 32 bits of immediate data are the first four bytes of RFC 7306's eight.
+    is_immediate = words & WC_WITH_IMM != 0
+    mine["imm_data"] = cqe["arg0"] >> 32 if is_immediate else cqe["arg0"]
     mine["qp_num"] = cqe["endpoint"]
     mine["src_qp"] = 0
     mine["wc_flags"] = words & WC_FLAGS_MASK

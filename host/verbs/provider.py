@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from host import doors as plain_doors
 from host.verbs import doors
-from shm.operations import RDMA_DEREGISTER, RDMA_QUERY, RDMA_START
+from shm.operations import (
+    RDMA_ALLOC_MW,
+    RDMA_DEREGISTER,
+    RDMA_QUERY,
+    RDMA_SRQ_LIMIT,
+    RDMA_START,
+)
 from shm.qp_spec import DEPTH_MAX, READS_MAX
 from shm.verbs import SGES_MAX
 
 if TYPE_CHECKING:
     from host.channel import Channel
     from host.verbs.cm import ConnParam, Listener
-    from host.verbs.memory import MemoryRegion, ProtectionDomain
+    from host.verbs.memory import MemoryRegion, MemoryWindow, ProtectionDomain
     from host.verbs.mpa import Startup
     from host.verbs.qp import QueuePair
 
@@ -55,8 +61,17 @@ class Provider(Protocol):
     def dereg_mr(self, pd: "ProtectionDomain", region: "MemoryRegion") -> None:
         """Take it back."""
 
+    def alloc_mw(self, pd: "ProtectionDomain") -> int:
+        """rkey of a new memory window."""
+
+    def dealloc_mw(self, pd: "ProtectionDomain", window: "MemoryWindow") -> None:
+        """Give it back."""
+
     def create_srq(self, pd: "ProtectionDomain", depth: int) -> int:
         """Endpoint of a new shared receive queue."""
+
+    def set_srq_limit(self, endpoint: int, limit: int) -> None:
+        """Have an event come when fewer receives than that are posted."""
 
     def destroy_endpoint(self, endpoint: int) -> None:
         """End a queue pair or a shared receive queue; what it had comes back flushed."""
@@ -79,7 +94,7 @@ class IwarpProvider:
 
     def __init__(self, engine: Any, channel: "Channel", ids: "Ids") -> None:
         self.engine, self.channel, self._ids = engine, channel, ids
-        self.attributes = DeviceAttr("iwarp")
+        self.attributes = DeviceAttr("iwarp", memory_windows=True)
 
     def alloc_pd(self) -> int:
         """Handle of a new protection domain."""
@@ -106,6 +121,18 @@ class IwarpProvider:
     def dereg_mr(self, pd: "ProtectionDomain", region: "MemoryRegion") -> None:
         """Take it back."""
         self._ask(RDMA_DEREGISTER, pd.handle, region.lkey)
+
+    def alloc_mw(self, pd: "ProtectionDomain") -> int:
+        """rkey of a new memory window."""
+        return int(self._ask(RDMA_ALLOC_MW, pd.handle, 0).arg0)
+
+    def dealloc_mw(self, pd: "ProtectionDomain", window: "MemoryWindow") -> None:
+        """Give it back."""
+        self._ask(RDMA_DEREGISTER, pd.handle, window.rkey)
+
+    def set_srq_limit(self, endpoint: int, limit: int) -> None:
+        """Have an event come when fewer receives than that are posted."""
+        self._ask(RDMA_SRQ_LIMIT, endpoint, limit)
 
     def create_srq(self, pd: "ProtectionDomain", depth: int) -> int:
         """Endpoint of a new shared receive queue."""

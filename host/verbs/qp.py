@@ -12,7 +12,7 @@ import numpy as np
 from host.verbs import doors
 from host.verbs.cm import ConnParam
 from host.verbs.cq import CompletionQueue
-from host.verbs.memory import ProtectionDomain
+from host.verbs.memory import MemoryWindow, ProtectionDomain
 from host.verbs.mpa import Startup
 from host.verbs.records import (
     CLOSING,
@@ -27,7 +27,6 @@ from host.verbs.records import (
 from host.verbs.work import QpCap, RecvWr, SendWr, Sge, WorkCompletion
 from shm.layout import offset
 from shm.verbs import (
-    ACCESS_MW_BIND,
     SEND_SIGNALED,
     WR_ATOMIC_CMP_AND_SWP,
     WR_ATOMIC_FETCH_AND_ADD,
@@ -92,6 +91,10 @@ class SharedReceiveQueue:
     def post_recv(self, wr: RecvWr) -> bool:
         """Post a receive for whichever queue pair needs one first. False: the queue is full."""
         return post_receive(self.device, self.rq, wr)
+
+    def set_limit(self, limit: int) -> None:
+        """Have one EVENT_SRQ_LIMIT_REACHED come when fewer receives than that are posted."""
+        self.device.provider.set_srq_limit(self.endpoint, limit)
 
     def put_failed(self, wc: WorkCompletion) -> None:
         """A receive that belongs to no queue pair was refused; the device calls this."""
@@ -326,17 +329,7 @@ class QueuePair:
             raise OSError(errno.EISCONN, "this queue pair was connected before: create another")
 
 
-class MemoryWindow:
-    """A window on registered memory, whose rkey each binding changes."""
-
-    def __init__(self, pd: ProtectionDomain, rkey: int) -> None:
-        self.pd, self.rkey = pd, rkey
-
-
 def _signed(word: int) -> int:
     """64 bits as the compiled code counts them."""
     word &= (1 << 64) - 1
     return word - (1 << 64) if word >> 63 else word
-
-
-__all__ = ["ACCESS_MW_BIND", "MemoryWindow", "QpStatus", "QueuePair", "SharedReceiveQueue"]

@@ -87,7 +87,7 @@ class WorkCompletion(NamedTuple):
     opcode: int
     byte_len: int
     qp_num: int
-    imm_data: int
+    word: int  # immediate data, an invalidated or a new rkey: the properties say which
     wc_flags: int
     vendor_err: int
 
@@ -109,7 +109,22 @@ class WorkCompletion(NamedTuple):
     @property
     def invalidated_rkey(self) -> int | None:
         """The rkey that the peer's Send invalidated, or None."""
-        return self.imm_data & 0xFFFFFFFF if self.wc_flags & WC_WITH_INV else None
+        return self.word & 0xFFFFFFFF if self.wc_flags & WC_WITH_INV else None
+
+    @property
+    def imm_data(self) -> int | None:
+        """The 32 bits of a Write with immediate data, or None."""
+        return self.word >> 32 & 0xFFFFFFFF if self.wc_flags & WC_WITH_IMM else None
+
+    @property
+    def immediate(self) -> int | None:
+        """All 64 bits of immediate data (RFC 7306 §6), or None."""
+        return self.word & (1 << 64) - 1 if self.wc_flags & WC_WITH_IMM else None
+
+    @property
+    def new_rkey(self) -> int:
+        """The rkey that a window was bound with."""
+        return self.word & 0xFFFFFFFF
 
     @property
     def status_name(self) -> str:

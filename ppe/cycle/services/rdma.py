@@ -28,8 +28,7 @@ from ppe.cycle.records import (
     row_at,
 )
 from ppe.cycle.regions import resolve
-from ppe.cycle.rnic import memory
-from ppe.cycle.rnic.iwarp import windows
+from ppe.cycle.rnic import memory, windows
 from ppe.cycle.rnic.records import SGE_SIZE, WR_SGES, sge_at, wr_at
 from ppe.cycle.services import rdma_core as core
 from ppe.cycle.services.mover_records import (

@@ -24,6 +24,7 @@ from shm.verbs import (
     EVENT_QP_ACCESS_ERR,
     EVENT_QP_FATAL,
     EVENT_QP_REQ_ERR,
+    EVENT_SRQ_LIMIT_REACHED,
     EVENT_TERMINATE_SHIFT,
     TERMINATE_MASK,
 )
@@ -38,9 +39,12 @@ _OPERATION: Final = (0x02, 0x12)
 def tell(engine: int, index: int) -> None:
     """Complete every work request that is over, in the manual's order."""
     wc = rnic_at(engine_at(engine)[0]["rnic"])[0]["wc"]
-    qp = held_at(endpoint_at(endpoint_of(engine, index))[0]["qp"])[0]["core"]
+    held = held_at(endpoint_at(endpoint_of(engine, index))[0]["qp"])[0]
+    qp = held["core"]
     while core.wc_next(qp, wc):
         finish_wc(engine, index)
+    if held["shared"] != NONE and core.limit_reached(core.rq_of(qp)):
+        tell_event(engine, held["shared"], EVENT_SRQ_LIMIT_REACHED)
 
 
 @nopython
