@@ -6,12 +6,13 @@ waits for that). Queue pairs are made apart from the manager, in a domain of the
 and are taken through their states as the manager says.
 """
 
+import ctypes
 import time
 from dataclasses import dataclass
 from typing import Any, Final
 
 from ppe.cycle.rnic.verbs import layouts, pointers, records
-from ppe.cycle.rnic.verbs.device import VerbsError, is_readable
+from ppe.cycle.rnic.verbs.device import VerbsError, asking, is_readable
 from ppe.cycle.rnic.verbs.library import part
 from ppe.cycle.rnic.verbs.queues import QueuePair
 from shm.view import window
@@ -78,12 +79,8 @@ class CmChannel:
     """Where events of many connections arrive."""
 
     def __init__(self) -> None:
-        try:
+        with asking("there is no connection manager (modprobe rdma_ucm)"):
             self.channel = part("cmid").CMEventChannel()
-        except Exception as error:
-            if type(error).__module__.split(".")[0] != "pyverbs":
-                raise
-            raise VerbsError(f"no connection manager: {error}; modprobe rdma_ucm") from error
         self.descriptor = pointers.event_channel_descriptor(self.channel)
 
     def next_event(self, timeout_s: float, listener: Any = None) -> CmEvent | None:
@@ -173,13 +170,15 @@ class Connection:
         """Connect; the peer's answer, with its private data. Raises ConnectionFailedError."""
         self._take(qp)
         parameters = _parameters(qp, private_data, ird, ord)
-        self.cm.connect(parameters)
+        with asking("the connection failed"):
+            self.cm.connect(parameters)
         answer = self.channel.expect((CONNECT_RESPONSE, ESTABLISHED), timeout_s)
         if answer.kind == CONNECT_RESPONSE:
             # InfiniBand and RoCE leave the last steps to whoever made the queue pair.
             self._step(qp, QPS_RTR)
             self._step(qp, QPS_RTS)
-            self.cm.establish()
+            with asking("the connection failed"):
+                self.cm.establish()
         self._ready(qp)
         return answer
 
@@ -196,23 +195,25 @@ class Connection:
         self._take(qp)
         self._step(qp, QPS_RTR)
         self._step(qp, QPS_RTS)
-        self.cm.accept(_parameters(qp, private_data, ird, ord))
+        with asking("the connection cannot be accepted"):
+            self.cm.accept(_parameters(qp, private_data, ird, ord))
         answer = self.channel.expect((ESTABLISHED,), timeout_s)
         self._ready(qp)
         return answer
 
     def reject(self, private_data: bytes = b"") -> None:
         """Reject the request that this identifier came with."""
-        if not private_data:
-            self.cm.reject()
-            return
-        made = part("cmid").ConnParam(data_len=len(private_data))
-        made.set_private_data(private_data)
-        self.cm.reject(made)
+        with asking("the connection cannot be rejected"):
+            if private_data:
+                data = ctypes.create_string_buffer(private_data, len(private_data))
+                self.cm.reject(data, len(private_data))
+            else:
+                self.cm.reject()
 
     def disconnect(self) -> None:
         """Close the connection in order: what was sent arrives, what is posted is flushed."""
-        self.cm.disconnect()
+        with asking("the connection cannot be closed"):
+            self.cm.disconnect()
 
     def close(self) -> None:
         """Give the identifier back; the queue pair stays."""
@@ -227,7 +228,9 @@ class Connection:
         self._step(qp, QPS_INIT)
 
     def _step(self, qp: QueuePair, state: int) -> None:
-        qp.modify(*self.cm.init_qp_attr(state))
+        with asking(f"the connection manager has no way to state {state}"):
+            attributes, mask = self.cm.init_qp_attr(state)
+        qp.modify(attributes, mask)
 
     def _ready(self, qp: QueuePair) -> None:
         window(qp.address, 1, records.QP)[0]["state"] = records.QP_READY
@@ -238,12 +241,15 @@ def resolve(
 ) -> Connection:
     """An identifier for a connection to this address. Raises ConnectionFailedError."""
     cmid = part("cmid")
-    info = cmid.AddrInfo(src=source, dst=address, dst_service=str(port), port_space=PS_TCP)
-    cm = cmid.CMID(creator=channel.channel, port_space=PS_TCP)
+    with asking(f"{address} port {port} leads nowhere"):
+        info = cmid.AddrInfo(src=source, dst=address, dst_service=str(port), port_space=PS_TCP)
+        cm = cmid.CMID(creator=channel.channel, port_space=PS_TCP)
     try:
-        cm.resolve_addr(info, RESOLVE_MS)
+        with asking(f"{address} leads to no RDMA device"):
+            cm.resolve_addr(info, RESOLVE_MS)
         channel.expect((ADDR_RESOLVED,), RESOLVE_MS / 1000 + 1)
-        cm.resolve_route(RESOLVE_MS)
+        with asking(f"there is no route to {address}"):
+            cm.resolve_route(RESOLVE_MS)
         channel.expect((ROUTE_RESOLVED,), RESOLVE_MS / 1000 + 1)
     except BaseException:
         cm.close()
@@ -257,13 +263,14 @@ class Listener:
     def __init__(self, address: str, port: int, *, backlog: int = 16) -> None:
         cmid = part("cmid")
         self.channel = CmChannel()
-        info = cmid.AddrInfo(
-            src=address, src_service=str(port), port_space=PS_TCP, flags=RAI_PASSIVE
-        )
         self.cm = cmid.CMID(creator=self.channel.channel, port_space=PS_TCP)
         try:
-            self.cm.bind_addr(info)
-            self.cm.listen(backlog)
+            with asking(f"nobody can listen at {address} port {port} of an RDMA device"):
+                info = cmid.AddrInfo(
+                    src=address, src_service=str(port), port_space=PS_TCP, flags=RAI_PASSIVE
+                )
+                self.cm.bind_addr(info)
+                self.cm.listen(backlog)
         except BaseException:
             self.close()
             raise

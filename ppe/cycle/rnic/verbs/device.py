@@ -4,7 +4,9 @@ A device is opened once by a process. What it can do is asked of it, and where a
 more than it does, `QUIRKS` says so, so that a request is refused at the post and not by silence.
 """
 
+import contextlib
 import select
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -45,7 +47,24 @@ QUIRKS: Final = {
 
 
 class VerbsError(OSError):
-    """A device or the connection manager refused; the message says what was wanted."""
+    """A device or the connection manager refused; the message says what was wanted. `errno` is
+    what it answered, None where pyverbs does not tell.
+    """
+
+    def __init__(self, message: str, error: BaseException | None = None) -> None:
+        super().__init__(message)
+        self.errno = getattr(error, "error_code", None)
+
+
+@contextlib.contextmanager
+def asking(what: str) -> Iterator[None]:
+    """Turn pyverbs' errors, which are of one class and not an OSError, into VerbsError."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.split(".")[0] != "pyverbs":
+            raise
+        raise VerbsError(f"{what}: {error}", error) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +86,33 @@ def device_names() -> list[str]:
     return sorted(path.name for path in _SYSFS.iterdir()) if _SYSFS.is_dir() else []
 
 
+class Owned:
+    """What is made on a device and closed once, by its maker or at last by the device."""
+
+    def __init__(self, device: "Device") -> None:
+        self.device = device
+        device.made.append(self)
+
+    def close(self) -> None:
+        """Give it back; what was made of it goes before."""
+        if self in self.device.made:
+            self.device.made.remove(self)
+            with asking(f"{self.device.name} does not give back a {type(self).__name__}"):
+                self.destroy()
+
+    def destroy(self) -> None:
+        """Do it."""
+        raise NotImplementedError
+
+
 class Device:
     """An open device. Raises VerbsError, NoVerbsError or PointerUnknownError."""
 
     def __init__(self, name: str) -> None:
-        try:
-            self.context = part("device").Context(name=name)
-        except Exception as error:  # pyverbs has one error class for all and no errno in it
-            if type(error).__module__.split(".")[0] != "pyverbs":
-                raise
-            raise VerbsError(f"device {name} cannot be opened: {error}") from error
+        self.made: list[Owned] = []
         self.name = name
+        with asking(f"device {name} cannot be opened"):
+            self.context = part("device").Context(name=name)
         self.pointer = pointers.context_pointer(self.context)
         self.functions = pointers.functions(self.pointer)
         self.attributes = self.context.query_device()
@@ -91,8 +126,16 @@ class Device:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        # An unreferenced device and what was made on it go together, in an order that nobody
+        # chose; a queue whose device is closed cannot be destroyed, and drivers crash over it.
+        with contextlib.suppress(Exception):
+            self.close()
+
     def close(self) -> None:
-        """Close it and, by pyverbs' rule, all that was made on it."""
+        """Close it and all that was made on it and is still there, the last first."""
+        while self.made:
+            self.made[-1].close()
         self.context.close()
 
     @property
@@ -173,56 +216,56 @@ def _opcodes(attributes: Any, transport: str) -> int:
     return sum(1 << opcode for opcode in found)
 
 
-class Domain:
+class Domain(Owned):
     """A protection domain."""
 
     def __init__(self, device: Device) -> None:
-        self.device = device
-        self.pd = part("pd").PD(device.context)
+        with asking(f"{device.name} has no further protection domain"):
+            self.pd = part("pd").PD(device.context)
         self.pointer = pointers.pd_pointer(self.pd, device.pointer)
+        super().__init__(device)
 
-    def close(self) -> None:
-        """Give it back; all that was made in it goes first, by pyverbs' rule."""
+    def destroy(self) -> None:
+        """Do it."""
         self.pd.close()
 
 
-class Region:
+class Region(Owned):
     """Registered memory at an address that the caller keeps alive."""
 
     def __init__(self, domain: Domain, address: int, length: int, access: int) -> None:
-        try:
+        with asking(
+            f"{domain.device.name} does not register {length} bytes at {address:#x} with access"
+            f" {access:#x} (what may be locked is limited by `ulimit -l`)"
+        ):
             self.mr = part("mr").MR(domain.pd, length, access, address=address)
-        except Exception as error:
-            if type(error).__module__.split(".")[0] != "pyverbs":
-                raise
-            raise VerbsError(
-                f"{domain.device.name} cannot register {length} bytes at {address:#x}: {error};"
-                " the limit may be `ulimit -l`"
-            ) from error
         self.address, self.length = address, length
         self.lkey, self.rkey = int(self.mr.lkey), int(self.mr.rkey)
         self.pointer = pointers.mr_pointer(self.mr, domain.device.pointer)
+        super().__init__(domain.device)
 
-    def close(self) -> None:
+    def destroy(self) -> None:
         """Deregister."""
         self.mr.close()
 
 
-class Window:
+class Window(Owned):
     """A memory window of the second type: bound and invalidated by requests in a send queue."""
 
     def __init__(self, domain: Domain) -> None:
         device = domain.device
         if WINDOW_TYPE_2 not in device.window_types:
             raise VerbsError(f"{device.name} has no memory windows of type 2")
-        self.mw = part("mr").MW(domain.pd, WINDOW_TYPE_2)
+        with asking(f"{device.name} has no further memory window"):
+            self.mw = part("mr").MW(domain.pd, WINDOW_TYPE_2)
         self.pointer = pointers.mw_pointer(self.mw, device.pointer)
+        super().__init__(device)
 
     @property
     def rkey(self) -> int:
         """Its rkey before it is first bound; each bind gives it the next one (`send.next_rkey`)."""
         return pointers.word_32(self.pointer + layouts.MW_RKEY)
 
-    def close(self) -> None:
-        """Give it back."""
+    def destroy(self) -> None:
+        """Do it."""
         self.mw.close()

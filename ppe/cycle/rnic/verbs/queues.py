@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from ppe.cycle.rnic.constants import WR_RDMA_READ
 from ppe.cycle.rnic.records import SGES_MAX
 from ppe.cycle.rnic.verbs import keys, layouts, pointers, records
-from ppe.cycle.rnic.verbs.device import IWARP, Device, Domain, VerbsError, is_readable
+from ppe.cycle.rnic.verbs.device import (
+    IWARP,
+    Device,
+    Domain,
+    Owned,
+    VerbsError,
+    asking,
+    is_readable,
+)
 from ppe.cycle.rnic.verbs.library import part
 from ppe.cycle.rnic.verbs.send import ANSWERED
 from shm.view import address_of, window
@@ -30,28 +38,21 @@ class Block:
         self.address = -(-address_of(self._memory) // _ALIGNED) * _ALIGNED
 
 
-def _refused(device: Device, what: str, error: Exception) -> Exception:
-    if type(error).__module__.split(".")[0] != "pyverbs":
-        return error
-    return VerbsError(f"{device.name} cannot make {what}: {error}")
-
-
-class CompletionQueue:
+class CompletionQueue(Owned):
     """A completion queue for up to `queue_pairs` queue pairs; `address` is its record."""
 
     def __init__(self, device: Device, depth: int, *, queue_pairs: int = 64) -> None:
-        self.device, self.depth = device, depth
-        try:
+        self.depth = depth
+        with asking(f"{device.name} makes no completion queue of {depth}"):
             self.channel = part("cq").CompChannel(device.context)
             self.cq = part("cq").CQ(device.context, depth, channel=self.channel)
-        except Exception as error:
-            raise _refused(device, f"a completion queue of {depth}", error) from error
         pointer = pointers.cq_pointer(self.cq, device.pointer)
         tables = records.CQ.itemsize + records.BATCH * layouts.WC_SIZE
         self._block = Block(tables + keys.keys_size(queue_pairs))
         self.address = build_cq(self._block.address, pointer, device.functions, queue_pairs)
         self.pointer = pointer
         self.event_descriptor = pointers.event_descriptor(pointer)
+        super().__init__(device)
 
     def wait_event(self, timeout_s: float) -> bool:
         """Whether the event came that `poll.req_notify` asked for; it is then taken."""
@@ -61,8 +62,8 @@ class CompletionQueue:
         self.cq.ack_events(1)
         return True
 
-    def close(self) -> None:
-        """Destroy it; its queue pairs go first."""
+    def destroy(self) -> None:
+        """Do it; its queue pairs went before."""
         self.cq.close()
         self.channel.close()
 
@@ -93,31 +94,31 @@ def build_rq(address: int, pointer: int, function: int, capacity: int, sges: int
     return address
 
 
-class SharedReceiveQueue:
+class SharedReceiveQueue(Owned):
     """A receive queue for many queue pairs of one domain."""
 
     def __init__(self, domain: Domain, depth: int, *, sges: int = 1) -> None:
         device, srq = domain.device, part("srq")
-        try:
+        with asking(f"{device.name} makes no shared receive queue of {depth}"):
             self.srq = srq.SRQ(domain.pd, srq.SrqInitAttr(srq.SrqAttr(max_wr=depth, max_sge=sges)))
-        except Exception as error:
-            raise _refused(device, f"a shared receive queue of {depth}", error) from error
         self.pointer = pointers.srq_pointer(self.srq, device.pointer, domain.pointer)
         self._block = Block(records.RQ.itemsize + records.ROOM_SIZE)
         function = device.functions[layouts.CONTEXT_POST_SRQ_RECV]
         self.address = build_rq(self._block.address, self.pointer, function, depth, sges)
+        super().__init__(device)
 
     def arm(self, limit: int) -> None:
         """Raise an asynchronous event, once, when fewer receives than this are posted."""
         attributes = part("srq").SrqAttr(srq_limit=limit)
-        self.srq.modify(attributes, SRQ_LIMIT)
+        with asking(f"{self.device.name} arms no limit of {limit}"):
+            self.srq.modify(attributes, SRQ_LIMIT)
 
-    def close(self) -> None:
-        """Destroy it; what was posted to it is forgotten by the device."""
+    def destroy(self) -> None:
+        """Do it; what was posted to it is forgotten by the device."""
         self.srq.close()
 
 
-class QueuePair:
+class QueuePair(Owned):
     """A reliable connection's queues; `address` is its record, `rq` that of its receive queue.
 
     With `srq`, receives come from there. One completion queue serves both directions.
@@ -134,7 +135,7 @@ class QueuePair:
         inline: int = 0,
         srq: SharedReceiveQueue | None = None,
     ) -> None:
-        self.device, self.cq, self.srq = domain.device, cq, srq
+        device, self.cq, self.srq = domain.device, cq, srq
         qp = part("qp")
         wanted = qp.QPCap(
             max_send_wr=sends,
@@ -143,20 +144,19 @@ class QueuePair:
             max_recv_sge=0 if srq else sges,
             max_inline_data=inline,
         )
-        try:
-            init = qp.QPInitAttr(
-                qp_type=QPT_RC,
-                scq=cq.cq,
-                rcq=cq.cq,
-                srq=srq.srq if srq else None,
-                cap=wanted,
-                sq_sig_all=0,
-            )
+        init = qp.QPInitAttr(
+            qp_type=QPT_RC,
+            scq=cq.cq,
+            rcq=cq.cq,
+            srq=srq.srq if srq else None,
+            cap=wanted,
+            sq_sig_all=0,
+        )
+        with asking(f"{device.name} makes no queue pair of {sends} sends, {receives} receives"):
             self.qp = qp.QP(domain.pd, init)
-        except Exception as error:
-            raise _refused(self.device, f"a queue pair of {sends}/{receives}", error) from error
-        self.pointer = pointers.qp_pointer(self.qp, self.device.pointer)
+        self.pointer = pointers.qp_pointer(self.qp, device.pointer)
         self.qp_num = int(self.qp.qp_num)
+        super().__init__(device)
         self._build(sends, receives, sges, int(init.cap.max_inline_data))
 
     def _build(self, sends: int, receives: int, sges: int, inline: int) -> None:
@@ -187,16 +187,17 @@ class QueuePair:
     def modify(self, attributes: Any, mask: int) -> None:
         """Change its state as the connection manager says; an empty mask asks for nothing."""
         if mask:
-            self.qp.modify(attributes, mask)
+            with asking(f"queue pair {self.qp_num} of {self.device.name} does not change state"):
+                self.qp.modify(attributes, mask)
 
     def to_error(self) -> None:
         """Flush all that is posted."""
         attributes = part("qp").QPAttr(qp_state=QPS_ERR)
-        self.qp.modify(attributes, QP_STATE)
+        self.modify(attributes, QP_STATE)
         window(self.address, 1, records.QP)[0]["state"] = records.QP_ERROR
 
-    def close(self) -> None:
-        """Destroy it. Poll its completion queue empty before; `poll.flush_next` gives the rest."""
+    def destroy(self) -> None:
+        """Do it. Poll the completion queue empty before; `poll.flush_next` gives the rest."""
         self.qp.close()
         keys.leave(int(_cq(self)["qps"]), self.qp_num)
 
