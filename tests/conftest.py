@@ -40,6 +40,7 @@ PACKAGES = {
     "e2fsck": "e2fsprogs",
     "debugfs": "e2fsprogs",
     "setpriv": "util-linux",
+    "tshark": "tshark",
     "sg_vpd": "sg3-utils",
     "sg_inq": "sg3-utils",
     "sg_get_lba_status": "sg3-utils",

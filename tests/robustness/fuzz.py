@@ -29,15 +29,16 @@ WARM_CASES = 200
 def roles():
     """Every role by its name, imported late: each loads a good part of the project."""
     from tests.robustness.fuzz_initiator import InitiatorFuzz
+    from tests.robustness.fuzz_iwarp import IwarpFuzz
     from tests.robustness.fuzz_parsers import LoginFuzz, ParserFuzz
     from tests.robustness.fuzz_socket import SocketFuzz
     from tests.robustness.fuzz_target import TargetFuzz
 
-    found = (TargetFuzz, InitiatorFuzz, LoginFuzz, ParserFuzz, SocketFuzz)
+    found = (TargetFuzz, InitiatorFuzz, LoginFuzz, ParserFuzz, SocketFuzz, IwarpFuzz)
     return {role.name: role for role in found}
 
 
-ROLES = ("target", "initiator", "login", "parsers", "socket")
+ROLES = ("target", "initiator", "login", "parsers", "socket", "iwarp")
 
 
 class Journal:

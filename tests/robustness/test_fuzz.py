@@ -17,7 +17,14 @@ pytestmark = [
     pytest.mark.timeout(200),
     pytest.mark.skipif(JIT_DISABLED, reason="a fuzzer is for what runs"),
 ]
-CASES = {"target": 400, "initiator": 1500, "login": 1500, "parsers": 250, "socket": 60}
+CASES = {
+    "target": 400,
+    "initiator": 1500,
+    "login": 1500,
+    "parsers": 250,
+    "socket": 60,
+    "iwarp": 1500,
+}
 
 
 @pytest.mark.parametrize("name", fuzz.ROLES)

@@ -4,6 +4,7 @@ its handle nor its key can be guessed from other STags. Bounds are compared, nev
 """
 
 import errno
+import hashlib
 import secrets
 from typing import Final
 
@@ -49,6 +50,7 @@ NOT_ASSOCIATED: Final = 0x0103
 TO_WRAP: Final = 0x0104
 
 NONE: Final = -1
+SECRET_SIZE: Final = 32
 HANDLE_BITS: Final = 24
 _HALF_BITS: Final = 12
 _HALF: Final = (1 << _HALF_BITS) - 1
@@ -426,15 +428,17 @@ def table_size(capacity: int) -> int:
 
 
 def build_table(address: int, capacity: int, secret: bytes | None = None) -> None:
-    """Make an empty table in `table_size` zeroed bytes; `secret`: 32 bytes, else random ones."""
+    """Make an empty table in `table_size` zeroed bytes; `secret`: SECRET_SIZE bytes, else
+    random ones.
+    """
     mine = mr_table_at(address)[0]
     mine["rows"] = address + MR_TABLE.itemsize + 32
     mine["capacity"], mine["row_bits"] = capacity, max(1, (capacity - 1).bit_length())
     mine["free"] = 0
-    words = window(address + MR_TABLE_SECRETS, 8, "<u4")
-    words[:] = np.frombuffer(secret or secrets.token_bytes(32), "<u4")
+    secret = secret or secrets.token_bytes(SECRET_SIZE)
+    window(address + MR_TABLE_SECRETS, 8, "<u4")[:] = np.frombuffer(secret, "<u4")
     rows = window(int(mine["rows"]), capacity, MR)
     rows["next"] = np.arange(1, capacity + 1)
     rows["next"][-1] = NONE
-    # Generations start anywhere, so that a restart does not repeat the same STags.
-    rows["generation"] = np.frombuffer(secrets.token_bytes(4 * capacity), "<u4") & 0xF
+    # Generations start anywhere, so that the first STags of a row tell nothing.
+    rows["generation"] = np.frombuffer(hashlib.shake_128(secret).digest(capacity), np.uint8) & 0xF

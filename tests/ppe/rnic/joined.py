@@ -87,10 +87,10 @@ class Region:
 class Rnic:
     """A table of memory that queue pairs share."""
 
-    def __init__(self, capacity=64):
+    def __init__(self, capacity=64, secret=None):
         self._table = block(table_size(capacity))
         self.table = address_of(self._table)
-        build_table(self.table, capacity)
+        build_table(self.table, capacity, secret)
 
     def memory(self, what, *arguments):
         """Ask the memory table."""

@@ -90,7 +90,8 @@ def next_fpdu(qp: int) -> None:
 def _say_what_is_wanted(qp: int) -> None:
     """Set `want_address` and `want_length` if the next bytes are payload that has a place."""
     mine = qp_at(qp)[0]
-    wanted = mine["rx_need"] if mine["rx_phase"] == PHASE_PAYLOAD else 0
+    has_place = mine["rx_phase"] == PHASE_PAYLOAD and mine["rx_target"] != 0
+    wanted = mine["rx_need"] if has_place else 0
     if mine["markers_rx"]:
         wanted = min(wanted, mine["rx_to_marker"])
     mine["want_address"], mine["want_length"] = mine["rx_target"], wanted
