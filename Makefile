@@ -76,6 +76,7 @@ system-packages:
 	need sg_vpd sg3-utils
 	need qemu-system-x86_64 qemu-system-x86
 	need debugfs e2fsprogs
+	need tshark tshark
 	compgen -G '/usr/lib/*/qemu/block-iscsi.so' >/dev/null || missing+=(qemu-block-extra)
 	test -d /usr/lib/python3/dist-packages/pyverbs || missing+=(python3-pyverbs)
 	test -e /usr/include/rdma/rdma_cma.h || missing+=(libibverbs-dev librdmacm-dev)

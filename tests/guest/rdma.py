@@ -50,6 +50,7 @@ class RdmaGuest:
 
     def __init__(self, made, modules, *, capture=None):
         warm_up(modules)
+        self.capture = capture
         self.wire_ports = {port: free_port() for port in WIRE_PORTS}
         worker_port = free_port()
         forwards = [(here, there) for there, here in self.wire_ports.items()]
