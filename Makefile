@@ -11,7 +11,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check --quiet --quiet
 PYTEST := $(PYTHON) -m pytest
 # What runs a second time with the compiler off: the code that other processes' memory and other
 # machines' bytes reach first.
-PLAIN_TESTS = $(wildcard tests/shm tests/iscsi/wire)
+PLAIN_TESTS = $(wildcard tests/shm tests/iscsi/wire tests/ppe/rnic)
 # The compiled tests in two halves of about the same length: what lies here, and everything else.
 ONE_HALF := tests/iscsi tests/host
 BENCHMARKS := queue wait engine iscsi
@@ -22,11 +22,11 @@ BENCHMARKS := queue wait engine iscsi
 # before it has ended, beside the other half.
 JOBS := 2
 TESTS := test-one-half test-other-half lint test-plain
-CHECKS := test-guest test-one-half test-other-half lint test-plain
+CHECKS := test-guest test-one-half test-rdma test-other-half lint test-plain
 BESIDE = MAKE='$(MAKE)' JOBS=$(JOBS) SET_UP=yes .ci/beside
 
 .PHONY: help setup setup-bench venv system-packages demo compile check test test-fast test-plain test-compiled \
-	test-one-half test-other-half lint soak fuzz conformance conformance-all guest-image test-guest \
+	test-one-half test-other-half lint soak fuzz conformance conformance-all guest-image test-guest test-rdma \
 	bench bench-calls lock clean
 
 help: ## list the targets
@@ -89,7 +89,10 @@ system-packages:
 	need sg_vpd sg3-utils
 	need qemu-system-x86_64 qemu-system-x86
 	need debugfs e2fsprogs
+	need tshark tshark
 	compgen -G '/usr/lib/*/qemu/block-iscsi.so' >/dev/null || missing+=(qemu-block-extra)
+	test -d /usr/lib/python3/dist-packages/pyverbs || missing+=(python3-pyverbs)
+	test -e /usr/include/rdma/rdma_cma.h || missing+=(libibverbs-dev librdmacm-dev)
 	if [ $${#missing[@]} = 0 ]; then exit 0; fi
 	list="$${missing[*]}"
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
@@ -131,7 +134,7 @@ compile: setup
 	wait
 
 test-fast: setup ## the tests that take less than a quarter of a second each
-	$(PYTEST) -q -m 'not slow and not soak and not interop and not guest'
+	$(PYTEST) -q -m 'not slow and not soak and not interop and not guest and not rdma_guest'
 
 test-plain: setup # the same source with the compiler switched off
 	test -n '$(PLAIN_TESTS)' || { echo 'no tests to run as plain Python' >&2; exit 1; }
@@ -184,6 +187,10 @@ guest-image: setup ## the virtual machine for test-guest, from Debian's packages
 
 test-guest: guest-image ## Linux's own initiator and target, and pulled plugs, in a virtual machine
 	$(PYTEST) -q -m guest -o faulthandler_timeout=400 tests
+
+test-rdma: setup ## verbs devices and the wire: rxe and siw in a virtual machine (350 MB, once)
+	$(PYTHON) -m tests.guest.rdma_image
+	$(PYTEST) -q -m rdma_guest -o faulthandler_timeout=400 tests
 
 bench: setup-bench ## every benchmark with its references; results in bench/results
 	for name in $(BENCHMARKS); do $(PYTHON) -m ppe bench "$$name"; done

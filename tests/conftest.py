@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from ppe.cycle.rnic.verbs import library
+
 SHARED_MEMORY = Path("/dev/shm")
 SEGMENT_PREFIX = "ppe-"
 SEGMENT_GRACE_S = 3.0
@@ -22,6 +24,7 @@ MISSING = pytest.StashKey[list[str]]()
 # Tools that are not programs on the path, and how to see that they are there.
 PLUGINS = {"qemu-iscsi": "/usr/lib*/*/qemu/block-iscsi.so"}
 MODULES = {"pyscsi"}
+HEADERS = {"verbs.h": "infiniband/verbs.h", "rdma_cma.h": "rdma/rdma_cma.h"}
 PACKAGES = {
     "tgtd": "tgt",
     "tgtadm": "tgt",
@@ -43,8 +46,12 @@ PACKAGES = {
     "sg_get_lba_status": "sg3-utils",
     "sg_decode_sense": "sg3-utils",
     "gcc": "gcc",
+    "make": "make",
     "g++": "g++",
     "pyscsi": "pyscsi (pip)",
+    "pyverbs": "python3-pyverbs",
+    "verbs.h": "libibverbs-dev",
+    "rdma_cma.h": "librdmacm-dev",
 }
 
 
@@ -52,6 +59,10 @@ def tool_is_there(tool: str) -> bool:
     """Say whether a reference program (or plug-in) can be used on this machine."""
     if tool in MODULES:
         return importlib.util.find_spec(tool) is not None
+    if tool in HEADERS:
+        return (Path("/usr/include") / HEADERS[tool]).is_file()
+    if tool == "pyverbs":
+        return library.find().state == library.FOUND
     if tool in PLUGINS:
         return bool(glob.glob(PLUGINS[tool]))  # noqa: PTH207 - absolute pattern
     # A daemon's folder is often missing from a user's path.

@@ -7,7 +7,7 @@ Nothing is changed, and a CPU on which an engine runs is never disturbed.
 from collections.abc import Callable
 from typing import Final
 
-from ppe.doctor import cores, limits
+from ppe.doctor import cores, limits, verbs
 from ppe.doctor.finding import BAD, OK, UNKNOWN, WARN, Finding, Status
 from ppe.doctor.machine import Machine, observe
 
@@ -46,6 +46,7 @@ CHECKS: Final[tuple[Callable[[Machine], Finding], ...]] = (
     limits.check_transparent_huge_pages,
     limits.check_io_uring,
     limits.check_perf,
+    verbs.check_verbs,
 )
 
 

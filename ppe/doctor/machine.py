@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from ppe.cputime import CpuTicks, busy_fractions, parse_stat
+from ppe.cycle.rnic.verbs.library import Library
+from ppe.cycle.rnic.verbs.library import find as find_pyverbs
 from ppe.doctor.libc import io_uring_errno
 from ppe.topology import SYSTEM_ROOT, Topology, read_text, read_topology
 
@@ -45,6 +47,7 @@ class ProcessFacts:
     """What only this process can tell. Limits are bytes or counts, -1 without a limit.
 
     `io_uring_errno` is what io_uring_setup answers to nonsense: EFAULT or EINVAL when it is there.
+    pyverbs is looked for where there are RDMA devices.
     """
 
     memlock_limit: int = -1
@@ -54,6 +57,7 @@ class ProcessFacts:
     io_uring_errno: int | None = None
     shm_total: int = 0
     shm_free: int = 0
+    pyverbs: Library | None = None
 
     def can(self, capability: int) -> bool:
         """Tell whether the process has a capability of capabilities(7), by number."""
@@ -207,4 +211,5 @@ def read_process_facts(root: Path = SYSTEM_ROOT) -> ProcessFacts:
         io_uring_errno=io_uring_errno(),
         shm_total=shm_total,
         shm_free=shm_free,
+        pyverbs=find_pyverbs() if (root / "sys/class/infiniband").is_dir() else None,
     )

@@ -2,6 +2,7 @@
 
 An image is named by the versions of its packages and by the text of the files that make it, so it
 is made again when either changes, and never otherwise. `python -m tests.guest.image` makes it.
+What goes in is a `Recipe`; each recipe has a cache folder of its own.
 """
 
 import contextlib
@@ -13,7 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.guest import cpio
@@ -93,10 +95,51 @@ _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
 @dataclass(frozen=True)
 class Image:
-    """What QEMU boots: a kernel and its initial RAM disk."""
+    """What QEMU boots: a kernel and its initial RAM disk. Its folder may hold more."""
 
     kernel: Path
     initrd: Path
+
+    @property
+    def folder(self):
+        return self.initrd.parent
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an image is made of: packages, what is taken from them, modules by group, the names of
+    the files whose text decides, and `add(making)`, run before the modules are chosen.
+    """
+
+    packages: tuple[str, ...] = PACKAGES
+    programs: tuple[str, ...] = PROGRAMS
+    modules: dict[str, tuple[str, ...]] = field(default_factory=lambda: MODULES)
+    sources: tuple[str, ...] = SOURCES
+    add: Callable[["Making"], None] = lambda making: None
+
+
+@dataclass(frozen=True)
+class Making:
+    """An image on its way: unpacked packages, the kernel's apart, and what becomes its folder."""
+
+    cache: Path
+    work: Path
+    packages: tuple[Path, ...]
+
+    @property
+    def system(self):
+        return self.work / "system"
+
+    @property
+    def kernel(self):
+        return self.work / "kernel"
+
+    @property
+    def image(self):
+        return self.work / "image"
+
+
+BASE = Recipe()
 
 
 def cache_folder():
@@ -105,41 +148,44 @@ def cache_folder():
     return Path(os.environ.get("PPE_GUEST_CACHE") or Path(home) / "ppe-guest")
 
 
-def prepare(cache=None):
+def prepare(cache=None, recipe=BASE):
     """The image for the packages of today, made now (a minute) if it is not there."""
     cache = cache or cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        files = resolve(cache, PACKAGES)
-        folder = cache / f"image-{_key(files)}"
+        files = resolve(cache, recipe.packages)
+        folder = cache / f"image-{_key(files, recipe)}"
         if not folder.is_dir():
             with tempfile.TemporaryDirectory(dir=cache) as work:
-                _make(Path(work), fetch(cache, PACKAGES, files), Path(work) / "image")
+                packages = fetch(cache, recipe.packages, files)
+                _make(Making(cache, Path(work), tuple(packages)), recipe)
                 for old in cache.glob("image-*"):
                     shutil.rmtree(old)
                 (Path(work) / "image").rename(folder)
         return Image(folder / "vmlinuz", folder / "initrd")
 
 
-def _key(files):
+def _key(files, recipe):
     text = "\n".join(files).encode()
-    parts = [(HERE / name).read_bytes() for name in SOURCES]
+    parts = [(HERE / name).read_bytes() for name in recipe.sources]
     return hashlib.blake2b(b"\0".join([text, *parts]), digest_size=8).hexdigest()
 
 
-def _make(work, packages, image):
+def _make(making, recipe):
     """Unpack the packages, choose from them, and write the image."""
-    system, kernel, root = work / "system", work / "kernel", work / "root"
-    for package in packages:
-        unpack(package, kernel if package.name.startswith("linux-image") else system)
+    root = making.work / "root"
+    for package in making.packages:
+        is_kernel = package.name.startswith("linux-image")
+        unpack(package, making.kernel if is_kernel else making.system)
     root.mkdir()
-    _copy_programs(system, root)
-    _copy_modules(kernel, root)
-    image.mkdir()
-    (found,) = kernel.glob("boot/vmlinuz-*")
-    shutil.copy(found, image / "vmlinuz")
-    with (image / "initrd").open("wb") as stream:
+    making.image.mkdir()
+    recipe.add(making)
+    _copy_programs(making.system, root, recipe.programs)
+    _copy_modules(making.kernel, root, recipe.modules)
+    (found,) = making.kernel.glob("boot/vmlinuz-*")
+    shutil.copy(found, making.image / "vmlinuz")
+    with (making.image / "initrd").open("wb") as stream:
         cpio.write(root, stream)
 
 
@@ -149,8 +195,8 @@ def _matches(system, pattern):
     return found
 
 
-def _copy_programs(system, root):
-    programs = [path for pattern in PROGRAMS for path in _matches(system, pattern)]
+def _copy_programs(system, root, patterns):
+    programs = [path for pattern in patterns for path in _matches(system, pattern)]
     wanted = [*programs, system / "bin/busybox"]
     plugins = [*system.glob("lib/multipath/*.so")]
     for path in [*wanted, *_libraries(system, [*programs, *plugins])]:
@@ -206,14 +252,14 @@ def _libraries(system, programs):
     return sorted(path for path in found if path.is_relative_to(system))
 
 
-def _copy_modules(kernel, root):
+def _copy_modules(kernel, root, groups):
     files = {path.stem.replace("-", "_"): path for path in kernel.glob("lib/modules/**/*.ko")}
     builtin = {
         Path(line).stem.replace("-", "_")
         for path in kernel.glob("lib/modules/*/modules.builtin")
         for line in path.read_text().splitlines()
     }
-    for group, names in MODULES.items():
+    for group, names in groups.items():
         ordered = []
         for name in names:
             _add(name, files, builtin, ordered)

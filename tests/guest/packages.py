@@ -9,8 +9,8 @@ FETCH_S = 240
 UNPACK_S = 60
 
 
-def apt(cache, *words):
-    """Run apt-get on a package state of the cache's own, and return what it printed."""
+def apt(cache, *words, cwd=None):
+    """Run apt-get on a package state of the cache's own, in the folder `cwd`; what it printed."""
     state = cache / "apt"
     for folder in (state, state / "lists" / "partial", state / "archives" / "partial"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,6 +32,7 @@ def apt(cache, *words):
         text=True,
         timeout=FETCH_S,
         check=False,
+        cwd=cwd,
     )
     assert done.returncode == 0, f"apt-get {' '.join(words)}: {done.stdout}{done.stderr}"
     return done.stdout
@@ -69,6 +70,15 @@ def fetch(cache, names, files):
             path.unlink()
     found = sorted(folder.glob("*.deb"))
     assert [path.name for path in found] == files, "apt-get fetched other versions than it named"
+    return found
+
+
+def fetch_alone(cache, folder, names):
+    """Download these packages and nothing that they depend on into a folder; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    apt(cache, "download", *names, cwd=folder)
+    found = sorted(folder.glob("*.deb"))
+    assert len(found) == len(names), f"asked for {names}, got {found}"
     return found
 
 

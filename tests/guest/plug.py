@@ -10,31 +10,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.guest import host_root
+from tests.guest.host_root import PORTABLE, ROOT
 from tests.guest.machine import Guest
 from tests.guest.serve_file import IQN
 from tests.iscsi.session.tgt import free_port
 
-ROOT = Path(__file__).parent.parent.parent
 PORT = 3260
 UNIT_BYTES = 32 << 20
 DISK_BYTES = 96 << 20
 READY_S = 300
 TOOLS = ("e2fsck", "debugfs", "gcc")
-# Compiled code that an emulated processor can run too, and finds in this machine's cache.
-PORTABLE = {"NUMBA_CPU_NAME": "x86-64-v2", "NUMBA_CPU_FEATURES": "", "PYTHONPATH": str(ROOT)}
 _SYSTEM_PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
 # What was not flushed must be lost: the guest's kernel writes nothing back on its own.
-_MOUNT = """
-set -e
-load host
-echo 0 >/proc/sys/vm/dirty_writeback_centisecs
-mkdir -p /lower /upper /host
-mount -t 9p -o trans=virtio,version=9p2000.L,ro,msize=262144,cache=loose hostroot /lower
-mount -t tmpfs tmpfs /upper
-mkdir /upper/files /upper/work
-mount -t overlay -o lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work overlay /host
-for folder in dev proc sys; do mount -o rbind /$folder /host/$folder; done
-"""
+_KEEP_BACK = "echo 0 >/proc/sys/vm/dirty_writeback_centisecs"
 # Each unit has a file system of its own: a flush of one journal writes nothing of the other's.
 _MAKE_UNIT = """
 set -e
@@ -95,11 +84,12 @@ class PluggedIn:
             memory="2G",
         )
         try:
-            self.guest.run(_MOUNT)
+            host_root.mount(self.guest)
+            self.guest.run(_KEEP_BACK)
             for number, preload in enumerate(preloads):
                 self._start("abcd"[number], PORT + number, cache, preload)
             for number in range(len(preloads)):
-                self._wait_for("abcd"[number])
+                host_root.wait_until_ready(self.guest, f"target-{'abcd'[number]}", READY_S)
         except BaseException:
             self.close()
             raise
@@ -115,29 +105,10 @@ class PluggedIn:
 
     def _start(self, letter, port, cache, preload):
         self.guest.run(_MAKE_UNIT.format(letter=letter, size=UNIT_BYTES))
-        variables = {**PORTABLE, "HOME": str(Path.home()), "PATH": os.defpath}
-        if "PPE_CACHE_DIR" in os.environ:
-            variables["PPE_CACHE_DIR"] = os.environ["PPE_CACHE_DIR"]
-        if preload is not None:
-            variables["LD_PRELOAD"] = str(preload)
-        settings = " ".join(f"{name}='{value}'" for name, value in variables.items())
-        program = f"{sys.executable} -m tests.guest.serve_file /unit-{letter}/file {UNIT_BYTES}"
-        script, log = f"run-target-{letter}", f"/run/target-{letter}"
-        self.guest.write(
-            f"/host/{script}", f"cd '{ROOT}' && exec {program} {cache} 0.0.0.0 {port}\n"
-        )
-        self.guest.run(
-            f"{settings} chroot /host /bin/sh /{script} >{log}.log 2>&1 & echo $! >{log}.pid"
-        )
-
-    def _wait_for(self, letter):
-        log = f"/run/target-{letter}"
-        alive = f"kill -0 $(cat {log}.pid) 2>/dev/null"
-        self.guest.run(
-            f"until grep -q ready {log}.log; do {alive} || break; sleep 0.2; done", timeout=READY_S
-        )
-        said = self.guest.output(f"cat {log}.log")
-        assert said == "ready\n", f"the target in the guest said: {said}"
+        settings = {} if preload is None else {"LD_PRELOAD": str(preload)}
+        words = ["-m", "tests.guest.serve_file", f"/unit-{letter}/file", UNIT_BYTES]
+        words += [cache, "0.0.0.0", port]
+        host_root.start(self.guest, f"target-{letter}", words, settings)
 
     def pull_the_plug(self):
         """End the machine at once. May be called by any thread."""

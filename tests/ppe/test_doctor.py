@@ -12,7 +12,20 @@ import pytest
 
 from ppe import cli, cpulock
 from ppe.cputime import CpuTicks, busy_fractions, busy_now, parse_stat
-from ppe.doctor import BAD, CHECKS, OK, UNKNOWN, WARN, Finding, Machine, cores, examine, limits
+from ppe.cycle.rnic.verbs import library
+from ppe.doctor import (
+    BAD,
+    CHECKS,
+    OK,
+    UNKNOWN,
+    WARN,
+    Finding,
+    Machine,
+    cores,
+    examine,
+    limits,
+    verbs,
+)
 from ppe.doctor.machine import (
     CAP_IPC_LOCK,
     CAP_PERFMON,
@@ -443,3 +456,39 @@ def test_the_doctor_speaks_even_where_no_engine_could_start(
     assert cli.main(["doctor", "--json"]) == 0
     assert cli.main(["doctor", "--json", "--strict"]) == 1
     assert "would leave no CPU for anything else" in capsys.readouterr().out
+
+
+RDMA = {
+    "sys/class/infiniband/siw0/node_type": "4: RNIC",
+    "sys/class/infiniband_verbs/uverbs0/dev": "231:192",
+    "sys/class/misc/rdma_cm/dev": "10:124",
+}
+LOADED = library.Library(library.FOUND, "pyverbs in /somewhere")
+ABSENT = library.Library(library.MISSING, "pyverbs is not installed", library.APT_FIX)
+OLD = library.explain("symbol x version IBVERBS_PRIVATE_59 not defined in libibverbs", Path("/p"))
+
+
+@pytest.mark.parametrize(
+    ("without", "pyverbs", "status", "said", "fix"),
+    [
+        ("sys/class/infiniband/", None, OK, "runs in software", ""),
+        ("nothing", LOADED, OK, "siw0; pyverbs in /somewhere", ""),
+        ("nothing", ABSENT, WARN, "siw0, but the engine cannot", "apt-get install python3-pyverbs"),
+        ("nothing", OLD, WARN, "rdma-core 59", "pip uninstall pyverbs; apt-get install"),
+        ("nothing", None, WARN, "not looked for", "apt-get install"),
+        ("sys/class/infiniband_verbs/", LOADED, WARN, "no ib_uverbs", "modprobe ib_uverbs"),
+        ("sys/class/misc/", LOADED, WARN, "no rdma_ucm", "modprobe rdma_ucm"),
+    ],
+)
+def test_rdma_devices_are_named_with_what_they_lack(
+    tmp_path: Path,
+    without: str,
+    pyverbs: library.Library | None,
+    status: str,
+    said: str,
+    fix: str,
+):
+    files = {name: text for name, text in RDMA.items() if not name.startswith(without)}
+    finding = verbs.check_verbs(fake(tmp_path, files, process=ProcessFacts(pyverbs=pyverbs)))
+    assert (finding.status, said in finding.detail) == (status, True), finding
+    assert finding.fix.startswith(fix)
