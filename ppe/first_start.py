@@ -1,8 +1,9 @@
 """The first start: the engine is compiled for this processor; later starts find it in the cache.
 
-Numba compiles one function at a time in a process. So the datamover, half of the engine, is
-compiled by a process of its own on the CPUs that the engines will have, and this one finds it in
-the cache; should that fail for whatever reason, it is compiled here.
+Numba compiles one function at a time in a process. So the services that the duty cycle calls by
+their addresses, more than half of the engine, are compiled by processes of their own on the CPUs
+that the engines will have, and this one finds them in the cache; should that fail for whatever
+reason, they are compiled here.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ Report = Callable[[str, str], None]  # kind ("progress", "note", "ready"), text
 
 # Everything in them is compiled when it is imported.
 MODULES: Final = ("ppe.cycle.guard", "ppe.control")
-MODULE_APART: Final = "ppe.cycle.services.datamover"
+MODULES_APART: Final = ("ppe.cycle.services.datamover", "ppe.cycle.services.rdma")
 APART_SECONDS_MAX: Final = 300
 
 
@@ -78,8 +79,11 @@ def compile_engine(report: Report, cpus: Iterable[int]) -> Any:
         def progress(count: int, name: str) -> None:
             if count == 1:
                 report("progress", "compiling the engine for this processor, first start only …")
-                if MODULE_APART not in sys.modules:
-                    apart.append(undo.enter_context(compiled_apart(MODULE_APART, cpus)))
+                apart.extend(
+                    undo.enter_context(compiled_apart(module, cpus))
+                    for module in MODULES_APART
+                    if module not in sys.modules
+                )
             elif count % 25 == 0:
                 report("progress", f"compiled {count} functions, now {name}")
             notify.extend_start(60)
@@ -89,10 +93,13 @@ def compile_engine(report: Report, cpus: Iterable[int]) -> Any:
         prune_cache()
         for module in MODULES:
             import_module(module)
-        for process in filter(None, apart):
-            report("progress", "waiting for the datamover, which another process compiles")
+        others = [process for process in apart if process is not None]
+        if others:
+            report("progress", "waiting for the services, which other processes compile")
+        for process in others:
             await_end(process)
-        import_module(MODULE_APART)
+        for module in MODULES_APART:
+            import_module(module)
 
     if counter.count:
         seconds = time.monotonic() - started

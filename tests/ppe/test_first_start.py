@@ -22,7 +22,7 @@ import sys
 from ppe import first_start
 
 first_start.MODULES = ("tests.ppe.compiled_here",)
-first_start.MODULE_APART = "tests.ppe.compiled_apart"
+first_start.MODULES_APART = ("tests.ppe.compiled_apart",)
 sys.executable = os.environ.get("OTHER_PROGRAM", sys.executable)
 said = []
 counter = first_start.compile_engine(lambda kind, text: said.append(text), {0})
