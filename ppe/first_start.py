@@ -10,6 +10,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
@@ -25,6 +26,17 @@ MODULES_APART: Final = ("ppe.cycle.services.datamover", "ppe.cycle.services.rdma
 APART_SECONDS_MAX: Final = 300
 
 
+def compile_module(module: str) -> None:
+    """What the other process does. It ends at once when the engine's process does."""
+
+    def end_with_the_engine() -> None:
+        os.read(0, 1)  # Nothing is ever sent, so this is the end of the pipe.
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_engine, daemon=True).start()
+    import_module(module)
+
+
 @contextlib.contextmanager
 def compiled_apart(module: str, cpus: Iterable[int]) -> Iterator[subprocess.Popen[bytes] | None]:
     """A process that imports one module, and none where there cannot be another process. It never
@@ -34,9 +46,9 @@ def compiled_apart(module: str, cpus: Iterable[int]) -> Iterator[subprocess.Pope
 
     try:
         process = subprocess.Popen(
-            [sys.executable, "-c", f"import {module}"],
+            [sys.executable, "-c", f"import ppe.first_start as f; f.compile_module({module!r})"],
             cwd=ROOT,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -49,7 +61,7 @@ def compiled_apart(module: str, cpus: Iterable[int]) -> Iterator[subprocess.Pope
         yield process
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def await_end(process: subprocess.Popen[bytes]) -> None:
