@@ -256,8 +256,10 @@ class TargetServer(LiveChanges):
         if error != Violation.HEADER_DIGEST:  # Then not even the header is known.
             control.reject(connection, reason)
         connection.pump["error"] = error
-        self._push_out(connection)
-        self._shut(connection)
+        if self._push_out(connection) or not self._record[0]["parting"]:
+            self._shut(connection)
+        else:
+            self._leave(connection)  # when the other engines know what it has to say
 
     # --- the end -----------------------------------------------------------------------------
 
