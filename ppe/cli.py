@@ -80,17 +80,30 @@ class Parser(argparse.ArgumentParser):
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse `words`; raise UsageError for anything unknown."""
         args, unknown = self.parse_known_args(list(words))
+        self._asked(words)._place(args, unknown)
         if unknown:
             word = unknown[0].partition("=")[0]
             what = "unknown flag" if word.startswith("-") else "unexpected argument"
             hint = suggestion(word, self.flags()) if word.startswith("-") else ""
-            raise UsageError(f"{what} {word!r}", hint or f"see `{self._asked(words)} --help`")
+            raise UsageError(f"{what} {word!r}", hint or f"see `{self._asked(words).prog} --help`")
         return args
 
-    def _asked(self, words: Sequence[str]) -> str:
-        """The command with the nested one that the words name, whose help it is that helps."""
-        asked = [parser.prog for parser in self.nested if parser.prog.split()[-1] in words[:1]]
-        return asked[0] if asked else self.prog
+    def _asked(self, words: Sequence[str]) -> "Parser":
+        """The nested parser that the words name, or this one."""
+        asked = [parser for parser in self.nested if parser.prog.split()[-1] in words[:1]]
+        return asked[0] if asked else self
+
+    def _place(self, args: argparse.Namespace, unknown: list[str]) -> None:
+        """Take an optional argument from behind flags, where argparse does not look for it."""
+        for action in self._actions:
+            is_missing = getattr(args, action.dest, None) is action.default
+            if action.nargs != argparse.OPTIONAL or action.option_strings or not is_missing:
+                continue
+            if unknown and not unknown[0].startswith("-"):
+                try:
+                    setattr(args, action.dest, self._get_value(action, unknown.pop(0)))
+                except argparse.ArgumentError as error:
+                    self.error(str(error))
 
     def flags(self) -> set[str]:
         """Return every long flag of this parser and of the nested ones."""

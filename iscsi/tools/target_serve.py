@@ -61,10 +61,19 @@ def serve(args: argparse.Namespace) -> int:
     except (HostError, SegmentError, MemoryError) as error:
         raise OperatorError(str(error)) from error
     except OSError as error:
-        hint = "stop it, or pass another --portal" if error.errno == errno.EADDRINUSE else ""
-        raise OperatorError(error.strerror or str(error), hint) from error
+        said = error.strerror or str(error)
+        raise OperatorError(said, _hint(error.errno, said)) from error
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _hint(code: int | None, said: str) -> str:
+    """What to change about a portal that cannot be listened on."""
+    if code == errno.EADDRINUSE:
+        return "stop it, or pass another --portal"
+    if code == errno.EACCES and "listen" in said:
+        return "ports below 1024 are root's: pass a --portal with another one"
+    return ""
 
 
 def settings_of(args: argparse.Namespace) -> Settings:

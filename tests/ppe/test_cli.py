@@ -41,7 +41,10 @@ def fake_command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., int
                 parser.add_argument("--count", type=int, default=1)
                 parser.add_argument("--colour", choices=["red", "blue"])
                 verbs = parser.add_subparsers(dest="verb")
-                verbs.add_parser("list").add_argument("--depth", type=int)
+                verb = verbs.add_parser("list")
+                verb.add_argument("--depth", type=int)
+                verb.add_argument("what")
+                verb.add_argument("number", nargs="?", type=int)
 
             def run(self, args: argparse.Namespace) -> int:
                 return run(args)
@@ -137,7 +140,9 @@ def test_a_typing_error_is_wrong_usage_with_the_nearest_name(
         (["--colour", "blu"], "did you mean blue?"),
         (["lsit"], "did you mean list?"),
         (["list", "--dpeth", "3"], "did you mean --depth?"),
-        (["list", "extra"], "see `ppe fake list --help`"),
+        (["list", "it", "3", "extra"], "see `ppe fake list --help`"),
+        (["list", "it", "--depth", "3", "4", "extra"], "unexpected argument 'extra'"),
+        (["list", "it", "--depth", "3", "four"], "invalid int value: 'four'"),
     ],
 )
 def test_flags_values_and_verbs_of_a_command_get_suggestions(
@@ -149,6 +154,23 @@ def test_flags_values_and_verbs_of_a_command_get_suggestions(
     fake_command(lambda args: 0)
     assert cli.main(["fake", *words]) == 2
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", ["it 4 --depth 3", "it --depth 3 4", "--depth 3 it 4", "it --depth=3 4"]
+)
+def test_an_optional_argument_may_stand_behind_flags(
+    words: str, fake_command: Callable[[Callable[..., int]], None]
+) -> None:
+    found: list[argparse.Namespace] = []
+
+    def keep(args: argparse.Namespace) -> int:
+        found.append(args)
+        return 0
+
+    fake_command(keep)
+    assert cli.main(["fake", "list", *words.split()]) == 0
+    assert (found[0].what, found[0].number, found[0].depth) == ("it", 4, 3)
 
 
 def test_the_exit_code_is_the_commands(

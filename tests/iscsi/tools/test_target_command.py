@@ -2,6 +2,7 @@
 is, ending in order.
 """
 
+import errno
 import signal
 import socket
 import stat
@@ -12,6 +13,7 @@ import pytest
 import iscsi
 import iscsi.target.server  # fills the cache while tests are collected
 from iscsi.session.errors import NoSuchUnit
+from iscsi.tools import target_serve
 from iscsi.wire.errors import LoginRejected, LoginStatus
 from shm.jit import JIT_DISABLED
 from tests.e2e.running import RunningEngine
@@ -471,3 +473,10 @@ def test_an_engine_serves_units_and_outlives_a_server_that_is_killed(shell):
             assert raw.is_closed()
         with Serving(shell, *flags) as server, iscsi.open(server.urls[0]) as disk:
             assert disk.read(16, 8) == bytes(4096)
+
+
+def test_a_port_that_is_not_ours_to_listen_on_says_what_to_change():
+    said = "portal 127.0.0.1:100: listen: Permission denied"
+    assert "1024" in target_serve._hint(errno.EACCES, said)
+    assert "another --portal" in target_serve._hint(errno.EADDRINUSE, said)
+    assert not target_serve._hint(errno.EACCES, "LUN 0: disk.img: Permission denied")
