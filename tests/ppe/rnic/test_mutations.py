@@ -21,6 +21,8 @@ WELL = None
 ELSEWHERE = {WELL, 0x1101, 0x1103}  # within the region, outside it, or beyond the last address
 ELSEWHERE_READ = {WELL, 0x0101, 0x0104}
 ANOTHER_KIND = {WELL, 0x0206, 0x2003, 0x1201, 0x1202, 0x1203, 0x1205}
+# A Read Response that says it is a Write: the sink of a Read may not be written to.
+ANOTHER_KIND |= {0x0102}
 
 # Fields of a segment: where they begin in the ULPDU, their bits, and what turning one over brings.
 TAGGED = [
