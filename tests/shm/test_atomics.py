@@ -64,6 +64,11 @@ def add_64(address, value):
 
 
 @nopython
+def put_nine_over(address, expected):
+    return atomics.compare_exchange(address, expected, 9)
+
+
+@nopython
 def cycles_twice():
     return atomics.cycles(), atomics.cycles()
 
@@ -125,9 +130,9 @@ def test_stores_stay_in_program_order_and_none_is_left_out():
 
 
 @compiled_only
-@pytest.mark.parametrize("function", [add_32, add_64])
+@pytest.mark.parametrize("function", [add_32, add_64, put_nine_over])
 def test_read_modify_write_is_locked(function):
-    assert re.search(r"\tlock\s.*xadd|\tlock\s+xadd", instructions(function))
+    assert re.search(r"\tlock\s.*(xadd|cmpxchg)", instructions(function))
 
 
 @given(start=st.integers(-(2**31), 2**31 - 1), value=st.integers(-(2**31), 2**31 - 1))
@@ -135,6 +140,13 @@ def test_fetch_add_32_gives_what_was_there_and_wraps_alone(start, value):
     words = np.array([start, 77], np.int32)
     assert add_32(address_of(words), value) == start
     assert words.tolist() == [(start + value + 2**31) % 2**32 - 2**31, 77]
+
+
+@pytest.mark.parametrize(("expected", "left"), [(-5, 9), (5, -5), (-(1 << 63), -5)])
+def test_compare_exchange_writes_only_over_what_was_expected(expected, left):
+    memory = np.array([7, -5, 7], np.int64)
+    assert put_nine_over(address_of(memory) + 8, expected) == -5
+    assert memory.tolist() == [7, left, 7]
 
 
 @given(start=st.integers(-(2**62), 2**62), value=st.integers(-(2**62), 2**62 - 1))

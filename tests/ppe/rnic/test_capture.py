@@ -35,16 +35,18 @@ class Capture:
     def __init__(self, path, flags):
         self._file = path.open("wb")
         self._file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, LINKTYPE_RAW_IP))
-        self._seq = [1000, 2000]
+        self._seq, self.carried = [1000, 2000], [0, 0]
         self._times = itertools.count()
         self._segment(0, b"", 0x02)
         self._segment(1, b"", 0x12)
         self.carry(0, b"MPA ID Req Frame" + bytes((flags, 1, 0, 0)))
         self.carry(1, b"MPA ID Rep Frame" + bytes((flags, 1, 0, 0)))
+        self.carried = [0, 0]  # in full operation
 
     def carry(self, side, data):
         """A piece of the stream that one side sends."""
         self._segment(side, data, 0x18)
+        self.carried[side] += len(data)
 
     def _segment(self, side, data, flags):
         ports = PORTS if side == 0 else PORTS[::-1]
@@ -82,15 +84,13 @@ def fpdus_of(stream, markers, start):
 
 def converse(pair, capture, markers):
     """Carry everything both ways, and write it down FPDU by FPDU."""
-    sent = [0, 0]
     for _ in range(100):
         streams = pair.left.data_to_send(), pair.right.data_to_send()
         if not any(streams):
             return
         for side, stream in enumerate(streams):
-            for each in fpdus_of(stream, markers, sent[side]):
+            for each in fpdus_of(stream, markers, capture.carried[side]):
                 capture.carry(side, each)
-            sent[side] += len(stream)
         pair.right.take(streams[0])
         pair.left.take(streams[1])
     raise AssertionError("they never fall silent")
