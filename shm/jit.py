@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import os
 import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -45,6 +46,22 @@ def cache_root() -> Path:
         return Path(named)
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(home) / "ppe" / "numba"
+
+
+@cache
+def _can_keep(root: Path) -> bool:
+    """Whether compiled code can be kept there; says why not, once."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            return True
+    except OSError as error:
+        warnings.warn(
+            f"compiled code is not kept: {error}; name a directory of yours in PPE_CACHE_DIR",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
 
 
 @cache
@@ -101,32 +118,53 @@ def entry(signature: str) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         if JIT_DISABLED:
             return function
-        with _cache_for(function) as kept:
+
+        def compiled(keep: bool) -> Any:
             compiler: Any = numba.njit
-            return cast(
-                F,
-                compiler(signature, cache=kept, pipeline_class=DoorPipeline, **OPTIONS)(function),
-            )
+            return compiler(signature, cache=keep, pipeline_class=DoorPipeline, **OPTIONS)(function)
+
+        return cast(F, _kept(function, compiled))
 
     return decorate
 
 
+def _kept(function: Callable[..., Any], compiled: Callable[[bool], Any]) -> Any:
+    """What `compiled` makes of a function, from what was kept of it if there is any."""
+    with _cache_for(function) as directory:
+        try:
+            return compiled(directory is not None)
+        except Exception:
+            if directory is None:
+                raise
+            made = compiled(False)  # Raises again, unless it was what had been kept.
+            shutil.rmtree(directory, ignore_errors=True)
+            warnings.warn(
+                f"the compiled code of {function.__module__} in {directory} was damaged, and is"
+                " made again",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return made
+
+
 @contextmanager
-def _cache_for(function: Callable[..., Any]) -> Iterator[bool]:
-    """Set where the compiled code of `function` is kept, and say whether it is kept at all."""
-    if not Path(function.__code__.co_filename).is_file():
-        yield False  # It was typed in, and will be again.
+def _cache_for(function: Callable[..., Any]) -> Iterator[Path | None]:
+    """Set where the compiled code of `function` is kept, and say where; None: it is not."""
+    # What was typed in will be typed in again. And without a directory of ours numba would keep
+    # code beside the sources, and look at one of them only.
+    if not Path(function.__code__.co_filename).is_file() or not _can_keep(cache_root()):
+        yield None
         return
     imported.note_running()  # a loader of its own may have brought the module
     directory = _cache_directory(function.__module__, imported.noted())
     if directory is None:
-        yield False
+        yield None
         return
     previous = numba.config.CACHE_DIR  # type: ignore[attr-defined]
     # Numba reads the setting when the cache of one function is made, so it can differ per file.
     numba.config.CACHE_DIR = str(directory)  # type: ignore[attr-defined]
     try:
-        yield True
+        yield directory
     finally:
         numba.config.CACHE_DIR = previous  # type: ignore[attr-defined]
     if directory.is_dir():
@@ -144,16 +182,19 @@ class Callback:
             return
         names = {ctypes.c_int64: "int64", ctypes.c_int32: "int32", None: "void"}
         signature = f"{names[result]}({', '.join(names[a] for a in arguments)})"
-        with _cache_for(function) as kept:
-            compiled: Any = numba.cfunc
-            self._compiled = compiled(
+
+        def compiled(keep: bool) -> Any:
+            cfunc: Any = numba.cfunc
+            return cfunc(
                 signature,
-                cache=kept,
+                cache=keep,
                 pipeline_class=DoorPipeline,
                 nopython=True,
                 error_model="numpy",
                 boundscheck=False,
             )(function)
+
+        self._compiled = _kept(function, compiled)
         self.address = int(self._compiled.address)
         self._function = self._prototype(self.address)
 

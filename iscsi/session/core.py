@@ -139,6 +139,12 @@ class SessionCore(procedures.Procedures):
         return self._connection
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits for anything; a ping of the session's own is nobody."""
+        mine = self._connection
+        return not self.worker.has_work(pings=0 if mine is None else int(mine.has_ping))
+
+    @property
     def login_limit_s(self) -> float:
         """How long a login may take that begins now."""
         if not self.recover_until_ns:

@@ -95,7 +95,7 @@ class Episode:
 
     def pause(self) -> None:
         """There is a connection."""
-        self._connected_at, self._is_idle = monotonic_ns(), not self._core.worker.has_work
+        self._connected_at, self._is_idle = monotonic_ns(), self._core.is_idle
 
     def goes_on(self) -> bool:
         """There is none any more: whether this is still about the same loss."""

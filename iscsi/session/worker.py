@@ -85,11 +85,10 @@ class Worker:
         """Let only the express job be submitted."""
         self.record["gate"] = jobs.SHUT
 
-    @property
-    def has_work(self) -> bool:
-        """Whether a command is outstanding or waits to be submitted."""
+    def has_work(self, pings: int = 0) -> bool:
+        """Whether a command is outstanding, besides so many pings, or waits to be submitted."""
         queue = self.record["jobs"]
-        return bool(self.record["outstanding"] or queue["head"] != queue["tail"])
+        return bool(self.record["outstanding"] > pings or queue["head"] != queue["tail"])
 
     @property
     def is_stuck(self) -> bool:

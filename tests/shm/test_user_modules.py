@@ -63,7 +63,7 @@ def user(tmp_path, request):
     return tmp_path, tmp_path / request.param
 
 
-def run(directory, *words, packages=None, said=""):
+def run(directory, *words, packages=None, said="", cache=None):
     """What one start printed. `said`: a warning that is expected."""
     found = subprocess.run(
         [sys.executable, *words],
@@ -72,7 +72,7 @@ def run(directory, *words, packages=None, said=""):
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, (str(packages or ""), str(ROOT)))),
             "PYTHONDONTWRITEBYTECODE": "1",  # an edit within a second is an edit
-            "PPE_CACHE_DIR": str(directory / "cache"),
+            "PPE_CACHE_DIR": str(cache or directory / "cache"),
         },
         capture_output=True,
         text=True,
@@ -102,6 +102,35 @@ def test_what_was_imported_before_the_watch_is_not_relied_on(tmp_path):
         path.write_text(f"import mine.constants\n{text}" if name == "main.py" else text)
     for _ in range(2):
         assert run(tmp_path, "main.py", said="mine was imported before shm")[2] > 0
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("left", [b"", b"nonsense"])
+def test_what_was_kept_and_is_damaged_is_made_again(user, suffix, left):
+    directory, packages = user
+    assert run(directory, "main.py", packages=packages) == [7, 13, 3]
+    damaged = list((directory / "cache").rglob(f"*.{suffix}"))
+    assert len(damaged) == 2
+    for path in damaged:
+        path.write_bytes(left)
+    assert run(directory, "main.py", packages=packages, said="was damaged")[:2] == [7, 13]
+    run(directory, "main.py", packages=packages)  # which keeps what the last could not
+    assert run(directory, "main.py", packages=packages) == [7, 13, 0]
+
+
+def test_where_nothing_can_be_kept_it_is_said_and_nothing_is_kept_elsewhere(user):
+    directory, packages = user
+    (directory / "file").touch()
+    for _ in range(2):
+        found = run(
+            directory,
+            "main.py",
+            packages=packages,
+            cache=directory / "file" / "cache",
+            said="name a directory of yours in PPE_CACHE_DIR",
+        )
+        assert found == [7, 13, 3]
+    assert not list(directory.rglob("*.nbi"))
 
 
 def test_what_is_typed_in_is_compiled_and_not_kept(tmp_path):

@@ -558,3 +558,15 @@ def test_a_session_whose_unit_has_no_medium_is_recovered_too(engine, disk, way):
         relay.drop()
         assert session.inquiry().vendor == "MOCK"
         assert session.core.recoveries == 1
+
+
+def test_a_device_that_only_pings_is_idle(engine, disk, way):
+    """So the next loss is another one, with time and tries of its own."""
+    _, url = way
+    with iscsi.open(url, engine, recovery=QUICK) as device:
+        assert device.core.is_idle
+        device.core.connection.ping()
+        assert device.core.worker.has_work()
+        assert device.core.is_idle
+        device.read(0, 1)
+        assert not device.core.worker.has_work()
