@@ -380,6 +380,8 @@ def remote_row(table: int, pd: int, qp: int, stag: int, to: int, length: int, ac
     if row == 0 or mr_at(row)[0]["state"] != MR_VALID:
         return -INVALID_STAG
     mine = mr_at(row)[0]
+    if mine["parent"] != 0 and mr_at(mine["parent"])[0]["state"] != MR_VALID:
+        return -INVALID_STAG  # A window shows nothing of a region that was invalidated.
     if mine["pd"] != pd or (mine["qp"] != 0 and mine["qp"] != qp):
         return -NOT_ASSOCIATED
     if mine["access"] & access != access:

@@ -2,6 +2,8 @@
 other, and nothing else happens by itself.
 """
 
+import ctypes
+
 import numpy as np
 
 from ppe.cycle.rnic.constants import (
@@ -206,16 +208,14 @@ class QueuePair:
 
     def data_to_send(self, limit=1 << 30):
         """Bytes for the peer, at most `limit`, taken and sent."""
-        found = b""
-        while len(found) < limit:
-            length = min(self.ask(door.NEXT_SPAN), limit - len(found))
-            if length == 0:
-                break
+        found = []
+        while length := min(self.ask(door.NEXT_SPAN), limit):
             place = int(self.record["span_address"])
-            found += bytes((np.ctypeslib.ctypes.c_char * length).from_address(place))
+            found.append(bytes((ctypes.c_char * length).from_address(place)))
             self.ask(door.TX_TAKE, length)
             self.ask(door.SENT, length)
-        return found
+            limit -= length
+        return b"".join(found)
 
     def take(self, data, *, direct=True):
         """Give it bytes of the stream, straight to their place where it is known: 0 or why not."""
@@ -226,7 +226,7 @@ class QueuePair:
             address = address_of(data[at:])
             if wanted > 0:
                 size, address = min(size, wanted), int(self.record["want_address"])
-                np.ctypeslib.ctypes.memmove(address, address_of(data[at:]), size)
+                ctypes.memmove(address, address_of(data[at:]), size)
                 self.placed += size
             elif direct:
                 size = min(size, 20)

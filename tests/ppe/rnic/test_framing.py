@@ -1,5 +1,7 @@
 """MPA in full operation: FPDUs cut anywhere, markers, CRCs, how a stream begins and ends."""
 
+import ctypes
+
 import numpy as np
 import pytest
 
@@ -251,7 +253,7 @@ def sent_in_part(left, takes):
         offered = b""
         while (length := left.ask(door.NEXT_SPAN)) and len(offered) < 3000:
             place = int(left.record["span_address"])
-            offered += bytes((np.ctypeslib.ctypes.c_char * length).from_address(place))
+            offered += bytes((ctypes.c_char * length).from_address(place))
             left.ask(door.TX_TAKE, length)
         if not offered:
             return stream

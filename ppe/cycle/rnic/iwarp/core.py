@@ -20,7 +20,7 @@ from ppe.cycle.rnic.iwarp.records import (
     qp_at,
 )
 from ppe.cycle.rnic.iwarp.rx import is_between_fpdus, take
-from ppe.cycle.rnic.iwarp.segments import has_sent_all, next_span
+from ppe.cycle.rnic.iwarp.schedule import has_sent_all, next_span
 from ppe.cycle.rnic.iwarp.spec import QpSpec
 from ppe.cycle.rnic.iwarp.terminate import terminate
 from ppe.cycle.rnic.iwarp.tx import sent, tx_take, untake

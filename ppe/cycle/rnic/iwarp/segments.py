@@ -1,20 +1,15 @@
-"""Messages to DDP segments (RFC 5041 §5, RFC 5040 §4): what the next FPDU says. A message's
-segments follow each other, and answers to the peer take turns with work of our own.
+"""Messages to DDP segments (RFC 5041 §5, RFC 5040 §4): what the next FPDU of a message says, for
+answers to the peer and for work of our own. Whose message it is, `schedule` has said.
 """
 
 from typing import Final
 
 from ppe.cycle.rnic.constants import (
-    SEND_FENCE,
     SEND_SOLICITED,
-    WC_LOC_PROT_ERR,
-    WC_MW_BIND_ERR,
     WR_ATOMIC_CMP_AND_SWP,
     WR_ATOMIC_FETCH_AND_ADD,
     WR_ATOMIC_SWAP,
-    WR_BIND_MW,
     WR_IMMEDIATE,
-    WR_LOCAL_INV,
     WR_RDMA_READ,
     WR_RDMA_WRITE,
     WR_RDMA_WRITE_WITH_IMM,
@@ -22,20 +17,15 @@ from ppe.cycle.rnic.constants import (
 )
 from ppe.cycle.rnic.iwarp.placement import RTR_POSITION, WORD, work_at
 from ppe.cycle.rnic.iwarp.records import (
-    CLOSING,
     IRQ_ENTRY_SIZE,
     RELEASES_NOTHING,
     RELEASES_RESPONSE,
     RELEASES_WORK,
     RTR_READ,
     RTR_WRITE,
-    RTS,
     SMALL,
     SOURCE_NONE,
-    SOURCE_RESPONSE,
-    SOURCE_WORK,
     SQ_PIECES,
-    TERMINATE,
     TX_MSN,
     TX_PIECE_SIZE,
     TX_PIECES,
@@ -43,8 +33,7 @@ from ppe.cycle.rnic.iwarp.records import (
     qp_at,
     sq_entry_at,
 )
-from ppe.cycle.rnic.iwarp.terminate import fail, terminate
-from ppe.cycle.rnic.iwarp.tx import commit, entry_at, has_room, room_at, span, tx_piece_at
+from ppe.cycle.rnic.iwarp.tx import commit, entry_at, room_at, tx_piece_at
 from ppe.cycle.rnic.iwarp.wire import (
     ATOMIC_COMPARE,
     ATOMIC_COMPARE_MASK,
@@ -99,9 +88,7 @@ from ppe.cycle.rnic.iwarp.wire import (
     UNTAGGED_END,
     UNTAGGED_SIZE,
 )
-from ppe.cycle.rnic.memory import invalidate
-from ppe.cycle.rnic.records import MR_VALID, PIECE_SIZE, mr_at, piece_at
-from ppe.cycle.rnic.windows import bind
+from ppe.cycle.rnic.records import PIECE_SIZE, piece_at
 from shm.jit import nopython
 from shm.memory import (
     copy_bytes,
@@ -115,131 +102,6 @@ from shm.memory import (
 _WHOLE: Final = -8  # payload of all but the last segment is a multiple of eight
 # A peer that must not look at it still finds a well-formed STag (RFC 6581 §9; siw sends the same).
 _RTR_STAG: Final = 1
-
-
-@nopython
-def next_span(qp: int) -> int:
-    """Length of the next run of bytes to send, its address in `span_address`; 0: there is none."""
-    mine = qp_at(qp)[0]
-    if mine["tx_taken"] == mine["tx_made"] and not _make(qp):
-        return 0
-    return span(qp)
-
-
-@nopython
-def has_sent_all(qp: int) -> bool:
-    """Whether nothing is left to send, so that a stream that is to end may be closed."""
-    mine = qp_at(qp)[0]
-    if mine["tx_sent"] != mine["tx_made"]:
-        return False
-    if mine["state"] == TERMINATE:
-        return bool(not mine["terminate_due"])
-    return bool(mine["sq_next"] == mine["sq_posted"] and mine["irq_next"] == mine["irq_tail"])
-
-
-@nopython
-def _make(qp: int) -> bool:
-    """Make the next FPDU, if there is something to say and may be said."""
-    mine = qp_at(qp)[0]
-    if not has_room(qp):
-        return False
-    if mine["state"] == RTS or mine["state"] == CLOSING:
-        if not mine["started"]:
-            return False  # RFC 5044 §7.1.2: the passive side waits for the active side's first.
-        if mine["rtr_due"]:
-            _make_rtr(qp)
-            return True
-        if mine["tx_source"] == SOURCE_NONE:
-            _choose(qp)
-        if mine["tx_source"] == SOURCE_RESPONSE:
-            return _make_response(qp)
-        if mine["tx_source"] == SOURCE_WORK:
-            return _make_work(qp)
-    if mine["state"] == TERMINATE and mine["terminate_due"]:
-        return _make_terminate(qp)
-    return False
-
-
-@nopython
-def _choose(qp: int) -> None:
-    """Say whose message comes next: whoever did not have the last turn, if it has one."""
-    mine = qp_at(qp)[0]
-    has_response = mine["irq_next"] < mine["irq_tail"]
-    has_work = _has_work(qp)
-    if mine["state"] == TERMINATE:
-        return
-    if has_response and (not has_work or mine["tx_turn"] != SOURCE_RESPONSE):
-        mine["tx_source"] = SOURCE_RESPONSE
-    elif has_work:
-        mine["tx_source"] = SOURCE_WORK
-    mine["tx_turn"] = mine["tx_source"]
-    mine["tx_bytes"], mine["tx_piece"], mine["tx_piece_at"] = 0, 0, 0
-
-
-@nopython
-def _has_work(qp: int) -> bool:
-    """Whether a work request can be sent now. Those that need no network are done on the way."""
-    mine = qp_at(qp)[0]
-    while mine["sq_next"] < mine["sq_posted"]:
-        work = work_at(qp, mine["sq_next"])
-        entry = sq_entry_at(work)[0]
-        outstanding = mine["orq_tail"] - mine["orq_head"]
-        if entry["flags"] & SEND_FENCE and outstanding > 0:
-            return False
-        opcode = entry["opcode"]
-        if opcode in (WR_LOCAL_INV, WR_BIND_MW):
-            if not _do_locally(qp, work):
-                return False
-            continue
-        if not _is_still_registered(work):
-            fail(qp, mine["sq_next"], WC_LOC_PROT_ERR)
-            terminate(qp, 0, 0, 0)
-            return False
-        return bool(not wants_response(opcode) or outstanding < mine["ord"])
-    return False
-
-
-@nopython
-def wants_response(opcode: int) -> bool:
-    """Whether a work request is over only when the peer answered."""
-    return opcode in (WR_RDMA_READ, WR_ATOMIC_FETCH_AND_ADD, WR_ATOMIC_CMP_AND_SWP, WR_ATOMIC_SWAP)
-
-
-@nopython
-def _is_still_registered(work: int) -> bool:
-    """Whether no memory of a work request was invalidated since it was posted."""
-    for which in range(sq_entry_at(work)[0]["piece_count"]):
-        row = piece_at(work + SQ_PIECES + PIECE_SIZE * which)[0]["row"]
-        if row != 0 and mr_at(row)[0]["state"] != MR_VALID:
-            return False
-    return True
-
-
-@nopython
-def _do_locally(qp: int, work: int) -> bool:
-    """Invalidate an STag or bind a window, in its turn. False: it failed, and the stream ends."""
-    mine, entry = qp_at(qp)[0], sq_entry_at(work)[0]
-    if entry["opcode"] == WR_LOCAL_INV:
-        outcome = invalidate(mine["table"], entry["invalidate_rkey"], mine["pd"])
-    else:
-        outcome = bind(
-            mine["table"],
-            mine["pd"],
-            mine["number"],
-            entry["rkey"],
-            entry["bind_lkey"],
-            entry["bind_addr"],
-            entry["bind_length"],
-            entry["bind_access"],
-        )
-        entry["imm"] = outcome
-    if outcome < 0:
-        fail(qp, mine["sq_next"], WC_MW_BIND_ERR)
-        terminate(qp, 0, 0, 0)
-        return False
-    entry["awaits"] = 0
-    mine["sq_next"] += 1
-    return True
 
 
 # --- headers ---------------------------------------------------------------------------------
@@ -277,7 +139,13 @@ def _begin_untagged(qp: int, opcode: int, is_last: bool, queue: int, offset: int
 
 
 @nopython
-def _make_rtr(qp: int) -> None:
+def wants_response(opcode: int) -> bool:
+    """Whether a work request is over only when the peer answered."""
+    return opcode in (WR_RDMA_READ, WR_ATOMIC_FETCH_AND_ADD, WR_ATOMIC_CMP_AND_SWP, WR_ATOMIC_SWAP)
+
+
+@nopython
+def make_rtr(qp: int) -> None:
     """What tells the passive side that it may send (RFC 6581 §9); no work request asked for it."""
     mine = qp_at(qp)[0]
     mine["rtr_due"] = 0
@@ -294,7 +162,8 @@ def _make_rtr(qp: int) -> None:
 
 
 @nopython
-def _make_terminate(qp: int) -> bool:
+def make_terminate(qp: int) -> bool:
+    """The last thing that is said."""
     mine = qp_at(qp)[0]
     mine["terminate_due"] = 0
     header = _begin_untagged(qp, OP_TERMINATE, True, QN_TERMINATE, 0)
@@ -307,7 +176,8 @@ def _make_terminate(qp: int) -> bool:
 
 
 @nopython
-def _make_response(qp: int) -> bool:
+def make_response(qp: int) -> bool:
+    """The next segment of the answer to the peer's oldest unanswered request."""
     mine = qp_at(qp)[0]
     slot = mine["irq_next"] & (mine["irq_capacity"] - 1)
     entry = irq_entry_at(mine["irq"] + IRQ_ENTRY_SIZE * slot)[0]
@@ -349,7 +219,8 @@ def _end_response(qp: int) -> None:
 
 
 @nopython
-def _make_work(qp: int) -> bool:
+def make_work(qp: int) -> bool:
+    """The next segment of the oldest work request that is not sent."""
     mine = qp_at(qp)[0]
     entry = sq_entry_at(work_at(qp, mine["sq_next"]))[0]
     opcode = entry["opcode"]
