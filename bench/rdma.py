@@ -41,7 +41,9 @@ from shm.verbs import (
 STREAM_DEPTH: Final = 16
 SIZES: Final = {"4k": 4096, "64k": 65536, "1m": 1 << 20}
 OPCODES: Final = {"write": WR_RDMA_WRITE, "read": WR_RDMA_READ, "send": WR_SEND}
-CHUNKS: Final = (64 << 10, 256 << 10)  # of the TCP program's system calls
+# Layouts of the TCP program: bytes of its system calls, messages without an acknowledgement.
+TCP_LAYOUTS: Final = tuple((chunk << 10, deep) for chunk in (64, 256, 1024) for deep in (16, 128))
+TCP_CHUNK: Final = 64 << 10  # for round trips
 RUN_SECONDS: Final = 30  # the longest that a run may take
 REUSES: Final = (0, 50, 100)  # per cent of uses that are of the same buffer as the one before
 CACHE_REGIONS: Final = 16
@@ -218,21 +220,21 @@ def tcp(plan: Plan, request: int, response: int, depth: int, count: int, chunk: 
     )
 
 
-def tcp_stream(plan: Plan, size: int, name: str, count: int, chunk: int) -> Measurement:
+def tcp_stream(plan: Plan, size: int, name: str, count: int, chunk: int, depth: int) -> Measurement:
     """Bytes per second of plain TCP."""
-    printed = tcp(plan, size, 1, STREAM_DEPTH, count, chunk)
+    printed = tcp(plan, size, 1, depth, count, chunk)
     return Measurement(
         f"plain TCP {name}",
         float(printed["iops"]) * size / 1e6,
         "MB/s",
-        f"cores {plan.a} and {plan.b}, both polling, chunk {chunk >> 10} KiB",
+        f"cores {plan.a} and {plan.b}, both polling, chunk {chunk >> 10} KiB, depth {depth}",
         Latency.from_reference(printed["latency_ns"]),
     )
 
 
 def tcp_round_trip(plan: Plan, size: int, name: str) -> Measurement:
     """Round trips of plain TCP."""
-    printed = tcp(plan, size, size, 1, plan.trips, CHUNKS[0])
+    printed = tcp(plan, size, size, 1, plan.trips, TCP_CHUNK)
     distribution = printed["latency_ns"]
     return Measurement(
         f"plain TCP {name} round trip",
@@ -335,9 +337,9 @@ def measure(plan: Plan) -> Result:
         stack.callback(link.close)
         trip: Callable[[int, str], Run] = lambda size, name: partial(round_trip, link, size, name)  # noqa: E731
         plan.say("round trips")
-        for name, size in (("8b", 8), ("4k", 4096)):
+        for key, name, size in (("", "8b", 8), ("round_trip_", "4k", 4096)):
             result.pair(
-                f"send_{name}_over_tcp",
+                f"send_{name}_{key}over_tcp",
                 trip(size, name),
                 partial(tcp_round_trip, plan, size, name),
                 plan.repeats,
