@@ -56,8 +56,9 @@ GOALS: Final = (
 METHOD: Final = (
     f"bandwidth: {STREAM_DEPTH} work requests under way; the run ends when an RDMA Read behind "
     "them has come back, so everything was placed in the peer's memory; Sends are acknowledged "
-    f"{ACK_EVERY} at a time, so that none comes without a receive. TCP: as many messages of that "
-    "size under way, each acknowledged by one byte, the better of two sizes of system calls",
+    f"{ACK_EVERY} at a time, so that none comes without a receive. TCP: messages of that size, "
+    "each acknowledged by one byte, in the best of its layouts (bytes of a system call, messages "
+    "under way)",
     "round trip: one Send each way, one in 16 signalled; TCP: the same bytes through "
     "non-blocking sockets, both ends polling",
     "registration: lease 64 KiB of one of 64 buffers, use it for one RDMA Write of 4 KiB, release; "
@@ -247,7 +248,10 @@ def tcp_round_trip(plan: Plan, size: int, name: str) -> Measurement:
 
 def tcp_best(plan: Plan, size: int, name: str, count: int) -> Run | None:
     """The TCP program in the better of its layouts; None where it cannot be built."""
-    layouts = {str(chunk): partial(tcp_stream, plan, size, name, count, chunk) for chunk in CHUNKS}
+    layouts = {
+        f"{chunk}/{depth}": partial(tcp_stream, plan, size, name, count, chunk, depth)
+        for chunk, depth in TCP_LAYOUTS
+    }
     try:
         return best_layout(layouts, lower_is_better=False)[1]
     except ReferenceMissing:
