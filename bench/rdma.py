@@ -41,7 +41,9 @@ from shm.verbs import (
 STREAM_DEPTH: Final = 16
 SIZES: Final = {"4k": 4096, "64k": 65536, "1m": 1 << 20}
 OPCODES: Final = {"write": WR_RDMA_WRITE, "read": WR_RDMA_READ, "send": WR_SEND}
-CHUNKS: Final = (64 << 10, 256 << 10)  # of the TCP program's system calls
+# Layouts of the TCP program: bytes of its system calls, messages without an acknowledgement.
+TCP_LAYOUTS: Final = tuple((chunk << 10, deep) for chunk in (64, 256, 1024) for deep in (16, 128))
+TCP_CHUNK: Final = 64 << 10  # for round trips
 RUN_SECONDS: Final = 30  # the longest that a run may take
 REUSES: Final = (0, 50, 100)  # per cent of uses that are of the same buffer as the one before
 CACHE_REGIONS: Final = 16
@@ -54,8 +56,9 @@ GOALS: Final = (
 METHOD: Final = (
     f"bandwidth: {STREAM_DEPTH} work requests under way; the run ends when an RDMA Read behind "
     "them has come back, so everything was placed in the peer's memory; Sends are acknowledged "
-    f"{ACK_EVERY} at a time, so that none comes without a receive. TCP: as many messages of that "
-    "size under way, each acknowledged by one byte, the better of two sizes of system calls",
+    f"{ACK_EVERY} at a time, so that none comes without a receive. TCP: messages of that size, "
+    "each acknowledged by one byte, in the best of its layouts (bytes of a system call, messages "
+    "under way)",
     "round trip: one Send each way, one in 16 signalled; TCP: the same bytes through "
     "non-blocking sockets, both ends polling",
     "registration: lease 64 KiB of one of 64 buffers, use it for one RDMA Write of 4 KiB, release; "
@@ -218,21 +221,21 @@ def tcp(plan: Plan, request: int, response: int, depth: int, count: int, chunk: 
     )
 
 
-def tcp_stream(plan: Plan, size: int, name: str, count: int, chunk: int) -> Measurement:
+def tcp_stream(plan: Plan, size: int, name: str, count: int, chunk: int, depth: int) -> Measurement:
     """Bytes per second of plain TCP."""
-    printed = tcp(plan, size, 1, STREAM_DEPTH, count, chunk)
+    printed = tcp(plan, size, 1, depth, count, chunk)
     return Measurement(
         f"plain TCP {name}",
         float(printed["iops"]) * size / 1e6,
         "MB/s",
-        f"cores {plan.a} and {plan.b}, both polling, chunk {chunk >> 10} KiB",
+        f"cores {plan.a} and {plan.b}, both polling, chunk {chunk >> 10} KiB, depth {depth}",
         Latency.from_reference(printed["latency_ns"]),
     )
 
 
 def tcp_round_trip(plan: Plan, size: int, name: str) -> Measurement:
     """Round trips of plain TCP."""
-    printed = tcp(plan, size, size, 1, plan.trips, CHUNKS[0])
+    printed = tcp(plan, size, size, 1, plan.trips, TCP_CHUNK)
     distribution = printed["latency_ns"]
     return Measurement(
         f"plain TCP {name} round trip",
@@ -245,7 +248,10 @@ def tcp_round_trip(plan: Plan, size: int, name: str) -> Measurement:
 
 def tcp_best(plan: Plan, size: int, name: str, count: int) -> Run | None:
     """The TCP program in the better of its layouts; None where it cannot be built."""
-    layouts = {str(chunk): partial(tcp_stream, plan, size, name, count, chunk) for chunk in CHUNKS}
+    layouts = {
+        f"{chunk}/{depth}": partial(tcp_stream, plan, size, name, count, chunk, depth)
+        for chunk, depth in TCP_LAYOUTS
+    }
     try:
         return best_layout(layouts, lower_is_better=False)[1]
     except ReferenceMissing:
@@ -335,9 +341,9 @@ def measure(plan: Plan) -> Result:
         stack.callback(link.close)
         trip: Callable[[int, str], Run] = lambda size, name: partial(round_trip, link, size, name)  # noqa: E731
         plan.say("round trips")
-        for name, size in (("8b", 8), ("4k", 4096)):
+        for key, name, size in (("", "8b", 8), ("round_trip_", "4k", 4096)):
             result.pair(
-                f"send_{name}_over_tcp",
+                f"send_{name}_{key}over_tcp",
                 trip(size, name),
                 partial(tcp_round_trip, plan, size, name),
                 plan.repeats,

@@ -31,6 +31,24 @@ def await_wc(device: int, wc: int, deadline_ns: int) -> int:
             return GONE
 
 
+@nopython
+def _await_message(device: int, wc: int, deadline_ns: int) -> int:
+    """Poll until a receive is over: its bytes, GONE or WRONG."""
+    while True:
+        outcome = await_wc(device, wc, deadline_ns)
+        if outcome < 0:
+            return outcome
+        if wc_at(wc)[0]["opcode"] & WC_RECV != 0:
+            return int(wc_at(wc)[0]["byte_len"])
+
+
+@nopython
+def _send(qp: int, sge: int, size: int, number: int) -> int:
+    flags = SEND_SIGNALED if number % SIGNAL_EVERY == 0 else 0
+    piece = sge_at(sge)[0]
+    return post_send(qp, WR_SEND, flags, number, piece["addr"], size, piece["lkey"], 0, 0, 0)
+
+
 @entry("int64(intp, intp, int64, int64, int64, int64, int64, int64, int64, int64, intp, int64)")
 def stream(
     device: int,
@@ -130,24 +148,6 @@ def take_messages(
         if taken % ack_every == 0 and _send(qp, sge, ACK_SIZE, taken // ack_every) != 1:
             return WRONG
         flush(context)
-
-
-@nopython
-def _await_message(device: int, wc: int, deadline_ns: int) -> int:
-    """Poll until a receive is over: its bytes, GONE or WRONG."""
-    while True:
-        outcome = await_wc(device, wc, deadline_ns)
-        if outcome < 0:
-            return outcome
-        if wc_at(wc)[0]["opcode"] & WC_RECV != 0:
-            return int(wc_at(wc)[0]["byte_len"])
-
-
-@nopython
-def _send(qp: int, sge: int, size: int, number: int) -> int:
-    flags = SEND_SIGNALED if number % SIGNAL_EVERY == 0 else 0
-    piece = sge_at(sge)[0]
-    return post_send(qp, WR_SEND, flags, number, piece["addr"], size, piece["lkey"], 0, 0, 0)
 
 
 @entry("int64(intp, intp, intp, intp, int64, intp, int64)")

@@ -189,16 +189,13 @@ def test_rdma_on_a_stream_is_refused(connected):
 
 def test_a_work_request_without_the_slots_it_needs_fails_alone(joined):
     active, passive, ours, theirs = joined
-    context = active.channel.context
-    for opcode, words in (
-        (operations.RDMA_SEND, 5 << verbs.COUNT_SHIFT),
-        (operations.RDMA_SEND, 255 << verbs.COUNT_SHIFT),
-        (operations.RDMA_ATOMIC_SWAP, 1 << verbs.COUNT_SHIFT),
-        (operations.RDMA_BIND_MW, 0),
-    ):
+    for opcode in (operations.RDMA_ATOMIC_SWAP, operations.RDMA_BIND_MW):
         ours.record[0]["sq_posted"] += 1
         active.cq.record[0]["posted"] += 1
-        assert post_plain(context, opcode, 0, ours.endpoint, 5, words) == 1
+        assert post_plain(active.channel.context, opcode, 0, ours.endpoint, 5, 0) == 1
+    for opcode in (verbs.WR_SEND, verbs.WR_RDMA_READ):  # Two slots, and one piece.
+        where = active.mr.addr, active.mr.lkey, passive.mr.addr, passive.mr.rkey
+        assert doors.post_pair(ours.qp, opcode, verbs.SEND_SIGNALED, 5, *where, 0, 0) == 1
     receive(passive, theirs, 0, 8)
     send(active, ours, 0, 8, wr_id=6)
     found = active.take(5)
