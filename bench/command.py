@@ -20,6 +20,7 @@ BENCHMARKS: Final = {
     "queue": ("bench.queue", "ring and engine round trips, throughput, Python against iceoryx2"),
     "wait": ("bench.wait", "wake-ups through wait_n against a raw futex, and how many it takes"),
     "engine": ("bench.engine", "the duty cycle with many idle clients and connections"),
+    "rdma": ("bench.rdma", "the software RNIC against plain TCP, registration by reuse"),
     "iscsi": ("bench.iscsi", "initiator and target against libiscsi, tgt and the floor"),
 }
 REPEATS_QUICK: Final = 2
@@ -31,7 +32,7 @@ class Command:
     """The sub-commands of `ppe bench`."""
 
     name = "bench"
-    help = "measure queues, waits, engines and iSCSI"
+    help = "measure queues, waits, engines, RDMA and iSCSI"
 
     def prepare_parser(self, parser: argparse.ArgumentParser) -> None:
         """Declare the flags."""

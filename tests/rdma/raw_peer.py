@@ -4,9 +4,11 @@ It shares no code with what it tests but the checksum: its headers are written o
 """
 
 import contextlib
+import select
 import socket
 import struct
 import threading
+import time
 
 from iscsi.wire.crc32c import crc32c
 
@@ -43,9 +45,12 @@ def read_request(msn, sink_stag, sink, size, stag, source):
 
 
 class RawPeer:
-    """The active side of a connection, or what pretends to be one."""
+    """The active side of a connection, or what pretends to be one. While it waits for bytes it
+    calls `drive`, because the engine under test may run in this very thread.
+    """
 
-    def __init__(self, address, *, receive_buffer=None):
+    def __init__(self, address, *, receive_buffer=None, drive=lambda: None):
+        self.drive = drive
         self.socket = socket.socket()
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -64,11 +69,19 @@ class RawPeer:
         flags, _, length = struct.unpack(">BBH", head[16:])
         return flags, self.exactly(length)
 
+    def receive(self, count):
+        """Read up to so many bytes, at least one; b"" at the end of the stream."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not select.select([self.socket], [], [], 0.001)[0]:
+            assert time.monotonic() < deadline, f"no bytes came within {TIMEOUT_S} s"
+            self.drive()
+        return self.socket.recv(count)
+
     def exactly(self, count):
         """Read so many bytes."""
         data = b""
         while len(data) < count:
-            part = self.socket.recv(count - len(data))
+            part = self.receive(count - len(data))
             assert part, f"the stream ended after {data!r}"
             data += part
         return data
@@ -79,9 +92,10 @@ class RawPeer:
 
     def next_ulpdu(self):
         """Read an FPDU, whose checksum must be right; b"" at the end of the stream."""
-        head = self.socket.recv(2, socket.MSG_WAITALL)
+        head = self.receive(1)
         if not head:
             return b""
+        head += self.exactly(1)
         (length,) = struct.unpack(">H", head)
         padded = self.exactly(length + -(2 + length) % 4)
         (check,) = struct.unpack("<I", self.exactly(4))
@@ -99,7 +113,7 @@ class RawPeer:
     def await_end(self):
         """Read until the stream ends."""
         with contextlib.suppress(ConnectionResetError):
-            while self.socket.recv(65536):
+            while self.receive(65536):
                 pass
 
     def reset(self):
@@ -116,6 +130,11 @@ class RawPeer:
 
     def __exit__(self, *_):
         self.close()
+
+
+def call(listener, side, **options):
+    """Connect a raw peer to a side's listener."""
+    return RawPeer(listener.address, drive=side.device.progress, **options)
 
 
 class Server:

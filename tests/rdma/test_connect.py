@@ -9,7 +9,7 @@ from host.verbs import ConnParam, MpaError, Rejected
 from host.verbs.records import ERROR, RESET
 from tests.rdma.conftest import PROVIDER
 from tests.rdma.pairs import WAIT_S, connect, dial, receive, send
-from tests.rdma.raw_peer import RawPeer, Server
+from tests.rdma.raw_peer import RawPeer, Server, call
 
 iwarp_only = pytest.mark.skipif(PROVIDER != "iwarp", reason="about the bytes of our own start-up")
 REPLY = b"MPA ID Rep Frame"
@@ -180,7 +180,10 @@ def refused_by(passive, listener, count=1):
 )
 def test_a_request_that_is_none_is_dropped_and_holds_up_nobody(sides, data, says):
     active, passive = sides
-    with passive.device.listen() as listener, RawPeer(listener.address) as peer:
+    with (
+        passive.device.listen() as listener,
+        call(listener, passive) as peer,
+    ):
         peer.send(data)
         assert says in str(refused_by(passive, listener))
         peer.await_end()
@@ -192,7 +195,7 @@ def test_a_request_that_is_none_is_dropped_and_holds_up_nobody(sides, data, says
 def test_a_request_that_dribbles_is_read_to_its_end_and_one_that_stops_is_dropped(sides):
     _, passive = sides
     with passive.device.listen() as listener:
-        with RawPeer(listener.address) as peer:
+        with call(listener, passive) as peer:
             for byte in b"MPA ID Req Frame\x50\x02\x00\x06\x00\x01\x00\x01hi":
                 peer.send(bytes([byte]))
                 listener.poll()
@@ -201,7 +204,7 @@ def test_a_request_that_dribbles_is_read_to_its_end_and_one_that_stops_is_droppe
             assert request.private_data == b"hi"
             request.reject()
         listener.request_timeout_s = 0.2
-        with RawPeer(listener.address) as silent:
+        with call(listener, passive) as silent:
             silent.send(b"MPA ID Req")
             assert "in time" in str(refused_by(passive, listener))
             silent.await_end()
@@ -223,7 +226,10 @@ def test_bytes_behind_the_request_wait_until_the_receives_are_posted(sides):
     _, passive = sides
     theirs = passive.qp()
     receive(passive, theirs, 0, 64)
-    with passive.device.listen() as listener, RawPeer(listener.address) as peer:
+    with (
+        passive.device.listen() as listener,
+        call(listener, passive) as peer,
+    ):
         peer.start()
         peer.send(fpdu(untagged(SEND, 0, 1, b"too early, but harmless")))
         listener.get_request(WAIT_S).accept(theirs)
@@ -234,7 +240,7 @@ def test_bytes_behind_the_request_wait_until_the_receives_are_posted(sides):
 def test_closing_a_listener_drops_requests_that_nobody_answered(sides):
     _, passive = sides
     listener = passive.device.listen()
-    with RawPeer(listener.address) as peer:
+    with call(listener, passive) as peer:
         peer.start()
         assert passive.device.wait_until(lambda: len(listener._requests) == 1, WAIT_S)
         listener.close()
@@ -256,7 +262,10 @@ def test_disconnecting_twice_and_destroying_twice_is_harmless(joined):
 def test_a_peer_that_does_not_close_its_side_is_cut_off(sides):
     _, passive = sides
     theirs = passive.qp()
-    with passive.device.listen() as listener, RawPeer(listener.address) as peer:
+    with (
+        passive.device.listen() as listener,
+        call(listener, passive) as peer,
+    ):
         peer.start()
         listener.get_request(WAIT_S).accept(theirs)
         receive(passive, theirs, 0, 64)

@@ -34,7 +34,7 @@ from tests.rdma.raw_peer import (
     SEND,
     TERMINATE,
     WRITE,
-    RawPeer,
+    call,
     fpdu,
     read_request,
     tagged,
@@ -257,7 +257,10 @@ def test_everything_outstanding_comes_back_in_order_when_the_peer_dies(joined):
 def test_dying_with_reads_in_flight_flushes_them(sides):
     active, passive = sides
     ours, theirs = active.qp(), passive.qp()
-    with passive.device.listen() as listener, RawPeer(listener.address) as peer:
+    with (
+        passive.device.listen() as listener,
+        call(listener, passive) as peer,
+    ):
         peer.start()
         listener.get_request(WAIT_S).accept(theirs)
         peer.reply()
@@ -322,7 +325,10 @@ def raw(sides):
     """Give a passive side, its queue pair with one receive used up, and the raw peer."""
     _, passive = sides
     theirs = passive.qp()
-    with passive.device.listen() as listener, RawPeer(listener.address) as peer:
+    with (
+        passive.device.listen() as listener,
+        call(listener, passive) as peer,
+    ):
         peer.start()
         listener.get_request(WAIT_S).accept(theirs, ConnParam(responder_resources=2))
         peer.reply()
@@ -334,7 +340,7 @@ def test_a_peer_that_stops_reading_stops_only_its_own_connection(sides):
     active, passive = sides
     theirs = passive.qp()
     with passive.device.listen() as listener:
-        with RawPeer(listener.address, receive_buffer=4096) as peer:
+        with call(listener, passive, receive_buffer=4096) as peer:
             peer.start()
             listener.get_request(WAIT_S).accept(theirs)
             peer.reply()

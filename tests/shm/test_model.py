@@ -51,6 +51,11 @@ PROGRAMS = {
         programs.waits, wants=[1, 1], batches=[1, 1], spurious=2, interrupts=1
     ),
     "wait-2": partial(programs.waits, wants=[2, 1], batches=[1, 1, 1]),
+    "solicited": partial(programs.solicited_waits, flags=[4]),
+    "solicited-late": partial(programs.solicited_waits, flags=[0, 4, 0]),
+    "solicited-unasked": partial(programs.solicited_waits, flags=[0, 0, 1]),
+    "solicited-spurious": partial(programs.solicited_waits, flags=[0, 4], spurious=2, interrupts=1),
+    "solicited-for-others": partial(programs.solicited_waits, flags=[4, 0, 4], wants=3),
     "one-wait": partial(programs.waits, wants=[1], batches=[1, 1, 1]),
     "wait-2-batch": partial(programs.waits, wants=[2], batches=[2]),
     "wait-2-late": partial(programs.waits, wants=[2, 1], batches=[3]),
@@ -80,6 +85,7 @@ PROGRAMS = {
 }
 
 WAIT, RING, BELL, CHANNEL = "shm.wait", "shm.ring", "shm.doorbell", "shm.channel"
+SOLICITED = "shm.solicited"
 CROSSED = "old < load_relaxed(mine['wake_at']) <= new"
 SANE_HEAD = "mine['head_seen'] <= head <= position"
 ORDINARY = ("store_release", "store_64")
@@ -90,6 +96,23 @@ SNAPSHOT = "seen = load_acquire_32("
 # name: (the program that must fail, the faults)
 MUTATIONS = {
     "no fence in arm": ("wait-1", [drop(WAIT, "arm", "fence()")]),
+    "no fence in arm_solicited": ("solicited", [drop(SOLICITED, "arm_solicited", "fence()")]),
+    "no fence in wake_if_solicited": (
+        "solicited",
+        [drop(SOLICITED, "wake_if_solicited", "fence()")],
+    ),
+    "arm_solicited does not look again": (
+        "solicited",
+        [replace(SOLICITED, "arm_solicited", "not has_solicited(consumer)", "True")],
+    ),
+    "has_solicited looks at the first entry alone": (
+        "solicited-late",
+        [drop(SOLICITED, "has_solicited", "ahead += 1")],
+    ),
+    "a solicited entry wakes whoever waits": (
+        "solicited-for-others",
+        [replace(SOLICITED, "wake_if_solicited", "old < wake_at <= new", "True")],
+    ),
     "no fence in wake_if_crossed": ("wait-1", [drop(WAIT, "wake_if_crossed", "fence()")]),
     "no fence in park": ("park", [drop(BELL, "park", "fence()")]),
     "no fence in ring_if_needed": ("park", [drop(BELL, "ring_if_needed", "fence()")]),

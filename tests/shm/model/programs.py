@@ -337,6 +337,42 @@ def waits(
     )
 
 
+def solicited_waits(
+    code: Source, flags: Iterable[int], wants: int = 0, capacity: int = 4, **more: Any
+) -> Model:
+    """A wait for a solicited entry (of flags that are not 0), or for `wants` of any kind."""
+    post, has_solicited = code["ring.post"], code["solicited.has_solicited"]
+    ordinary, solicited = code["wait.wake_if_crossed"], code["solicited.wake_if_solicited"]
+    wait_solicited, wait_n = code["solicited.wait_solicited"], code["wait.wait_n"]
+    entries = tuple(flags)
+
+    def produce(private: Private) -> Steps:
+        for each in entries:
+            for word in Current.tracked:
+                yield from store(ENTRY + 8 * word, each)
+            yield from post(PRODUCER, ENTRY, 1)
+            if each:
+                yield from solicited(PRODUCER, WAKER)
+            else:
+                yield from ordinary(PRODUCER, WAKER)
+
+    def consume(private: Private) -> Steps:
+        reason = SIGNAL
+        while reason == SIGNAL:
+            if wants:
+                reason = yield from wait_n(CONSUMER, WAITER, wants, NEVER, NEVER, NEVER)
+            else:
+                reason = yield from wait_solicited(CONSUMER, WAITER, NEVER, NEVER)
+        if reason != THRESHOLD:
+            raise Violation(f"reason {reason}")
+        if not wants and not (yield from has_solicited(CONSUMER)):
+            raise Violation("woken, and no solicited entry is there")
+
+    return two_threads(
+        capacity, produce, consume, WAKE_WORDS, final=at_most(1), fields={"flags": 1}, **more
+    )
+
+
 def closing(code: Source, entries: int = 1, signals: int = 0) -> Model:
     """Somebody else closes the channel under a wait, after `signals` wake-ups without a change."""
     wait_n, wake = code["wait.wait_n"], code["wait.wake"]

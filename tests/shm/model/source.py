@@ -13,7 +13,7 @@ from typing import Any
 
 from shm.jit import ROOT
 
-REWRITTEN = ("shm.ring", "shm.wait", "shm.doorbell", "shm.channel")
+REWRITTEN = ("shm.ring", "shm.wait", "shm.doorbell", "shm.channel", "shm.solicited")
 # Records in shared memory whose fields are written in place, without `atomics`.
 SHARED_OPENERS = ("wqe_at", "cqe_at")
 
