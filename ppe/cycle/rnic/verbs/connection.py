@@ -6,6 +6,7 @@ waits for that). Queue pairs are made apart from the manager, in a domain of the
 and are taken through their states as the manager says.
 """
 
+import contextlib
 import ctypes
 import time
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ class CmChannel:
         with asking("there is no connection manager (modprobe rdma_ucm)"):
             self.channel = part("cmid").CMEventChannel()
         self.descriptor = pointers.event_channel_descriptor(self.channel)
+        self.ids: list[Any] = []
 
     def next_event(self, timeout_s: float, listener: Any = None) -> CmEvent | None:
         """The next event, or None when none comes in time. A request needs its listening CMID."""
@@ -89,7 +91,7 @@ class CmChannel:
             return None
         event = part("cmid").CMEvent(self.channel)
         try:
-            return _copy(event, listener)
+            return self._copy(event, listener)
         finally:
             event.ack_cm_event()
 
@@ -103,26 +105,44 @@ class CmChannel:
             raise ConnectionFailedError(event)
         return event
 
+    def _copy(self, event: Any, listener: Any) -> CmEvent:
+        found = window(pointers.cm_event_pointer(event), 1, layouts.CM_EVENT)[0]
+        length, data = int(found["private_data_len"]), int(found["private_data"])
+        request = None
+        if int(found["event"]) == CONNECT_REQUEST and listener is not None:
+            request = self.identifier(creator=event, listen_id=listener)
+        return CmEvent(
+            kind=int(found["event"]),
+            status=int(found["status"]),
+            cm_id=int(found["id"]),
+            private_data=pointers.read_memory(data, length) if length and data else b"",
+            ird=int(found["responder_resources"]),
+            ord=int(found["initiator_depth"]),
+            request=request,
+        )
+
+    def identifier(self, **options: Any) -> Any:
+        """A new identifier whose events come here."""
+        made = part("cmid").CMID(port_space=PS_TCP, **options)
+        self.ids.append(made)
+        return made
+
+    def forget(self, cm: Any) -> None:
+        """Give an identifier back."""
+        if cm in self.ids:
+            self.ids.remove(cm)
+            cm.close()
+
+    def __del__(self) -> None:
+        # Left to itself, librdmacm would give identifiers back to a channel that is gone.
+        with contextlib.suppress(Exception):
+            self.close()
+
     def close(self) -> None:
-        """Its identifiers must be closed before."""
+        """Give back the identifiers that are left, and the channel."""
+        while self.ids:
+            self.forget(self.ids[-1])
         self.channel.close()
-
-
-def _copy(event: Any, listener: Any) -> CmEvent:
-    found = window(pointers.cm_event_pointer(event), 1, layouts.CM_EVENT)[0]
-    length, data = int(found["private_data_len"]), int(found["private_data"])
-    request = None
-    if int(found["event"]) == CONNECT_REQUEST and listener is not None:
-        request = part("cmid").CMID(creator=event, listen_id=listener)
-    return CmEvent(
-        kind=int(found["event"]),
-        status=int(found["status"]),
-        cm_id=int(found["id"]),
-        private_data=pointers.read_memory(data, length) if length and data else b"",
-        ird=int(found["responder_resources"]),
-        ord=int(found["initiator_depth"]),
-        request=request,
-    )
 
 
 def _parameters(qp: QueuePair, private_data: bytes, ird: int, ord: int) -> Any:
@@ -205,8 +225,7 @@ class Connection:
         """Reject the request that this identifier came with."""
         with asking("the connection cannot be rejected"):
             if private_data:
-                data = ctypes.create_string_buffer(private_data, len(private_data))
-                self.cm.reject(data, len(private_data))
+                self.cm.reject(ctypes.create_string_buffer(private_data, len(private_data)))
             else:
                 self.cm.reject()
 
@@ -217,7 +236,7 @@ class Connection:
 
     def close(self) -> None:
         """Give the identifier back; the queue pair stays."""
-        self.cm.close()
+        self.channel.forget(self.cm)
 
     def _take(self, qp: QueuePair) -> None:
         if qp.device.name != self.device_name:
@@ -243,7 +262,7 @@ def resolve(
     cmid = part("cmid")
     with asking(f"{address} port {port} leads nowhere"):
         info = cmid.AddrInfo(src=source, dst=address, dst_service=str(port), port_space=PS_TCP)
-        cm = cmid.CMID(creator=channel.channel, port_space=PS_TCP)
+        cm = channel.identifier(creator=channel.channel)
     try:
         with asking(f"{address} leads to no RDMA device"):
             cm.resolve_addr(info, RESOLVE_MS)
@@ -252,7 +271,7 @@ def resolve(
             cm.resolve_route(RESOLVE_MS)
         channel.expect((ROUTE_RESOLVED,), RESOLVE_MS / 1000 + 1)
     except BaseException:
-        cm.close()
+        channel.forget(cm)
         raise
     return Connection(channel, cm)
 
@@ -263,7 +282,7 @@ class Listener:
     def __init__(self, address: str, port: int, *, backlog: int = 16) -> None:
         cmid = part("cmid")
         self.channel = CmChannel()
-        self.cm = cmid.CMID(creator=self.channel.channel, port_space=PS_TCP)
+        self.cm = self.channel.identifier(creator=self.channel.channel)
         try:
             with asking(f"nobody can listen at {address} port {port} of an RDMA device"):
                 info = cmid.AddrInfo(
@@ -285,6 +304,5 @@ class Listener:
         return Connection(self.channel, event.request), event
 
     def close(self) -> None:
-        """Stop listening."""
-        self.cm.close()
+        """Stop listening; connections that came of it end, too."""
         self.channel.close()

@@ -183,6 +183,7 @@ def _translate_own(qp: int, wr: int) -> int:
         return 0
     if opcode in (WR_SEND_WITH_INV, WR_LOCAL_INV):
         store_32(out + _IMM, asked["invalidate_rkey"])  # not in network order
+        send["rkey"] = asked["invalidate_rkey"]  # where siw's user-space half looks for it
         return 0
     if opcode == WR_SEND_WITH_IMM:
         store_32_be(out + _IMM, asked["imm"])

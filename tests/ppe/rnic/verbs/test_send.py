@@ -54,6 +54,7 @@ def test_immediate_data_is_in_network_order(qp, opcode):
 def test_an_rkey_to_invalidate_is_a_number_of_this_machine(qp, opcode):
     assert post(qp, opcode, invalidate_rkey=0x01020304) == 0
     assert qp.queue.posted[0].imm_data == bytes([4, 3, 2, 1])
+    assert qp.queue.posted[0].send["rkey"] == 0x01020304  # where libsiw looks, rdma-core 44
 
 
 @pytest.mark.parametrize("opcode", [c.WR_ATOMIC_CMP_AND_SWP, c.WR_ATOMIC_FETCH_AND_ADD])

@@ -45,7 +45,8 @@ def exchange(both):
     ask("post", opcode=c.WR_SEND_WITH_INV, start=0, length=3, invalidate_rkey=key)
     ask("completions", count=4)
     ours.completions(2)
-    ours.post(c.WR_SEND_WITH_INV, 0, 7, invalidate_rkey=both.told["rkey"])
+    exported = ask("export", size=4096)
+    ours.post(c.WR_SEND_WITH_INV, 0, 7, invalidate_rkey=exported["rkey"])
     ours.completion()
     ask("completions", count=1)
     wrong = both.mine() | {"rkey": both.ours.key ^ 0x5500}

@@ -8,7 +8,7 @@ import time
 from ppe.cycle.rnic import constants as c
 from ppe.cycle.rnic.verbs import connection
 from ppe.cycle.rnic.verbs.device import Device
-from tests.ppe.rnic.verbs.on_device.node import WAIT_S, End
+from tests.ppe.rnic.verbs.on_device.node import WAIT_S, End, Memory
 
 _now = {}
 
@@ -75,6 +75,14 @@ def fill(start, text):
 def read(start, length):
     """Bytes of the registered memory."""
     return _now["end"].memory.bytes(start, length).hex()
+
+
+def export(size):
+    """Register other memory."""
+    end = _now["end"]
+    memory = Memory(end.domain, size)
+    _now.setdefault("exported", []).append(memory)
+    return {"address": memory.address, "rkey": memory.rkey}
 
 
 def receive(start, length):
