@@ -219,6 +219,14 @@ class EngineHandle:
         number = self._channels[channel][0]
         return int(self._call({"call": "table", "channel": number, "count": count})["table"])
 
+    def rdma(self, channel: PostingChannel, do: str, **fields: Any) -> dict[str, Any]:
+        """Ask something of the engine's RNIC for a channel (`ppe.cycle.rnics`).
+
+        Raises EngineRefused.
+        """
+        number = self._channels[channel][0]
+        return self._call({"call": "rdma", "channel": number, "do": do, **fields})
+
     def accounts(self) -> list[Segment]:
         """The accounts of each of its engines, mapped read-only; close them when done."""
         answer, descriptors = self._call_with_descriptors({"call": "accounts"})

@@ -20,6 +20,7 @@ from ppe.cycle.control_port import ControlPort
 from ppe.cycle.cycle import run
 from ppe.cycle.movers import Movers
 from ppe.cycle.records import IDLE_NAMES
+from ppe.cycle.rnics import Rnics
 from ppe.cycle.tables import EngineTables, Limits, Settings
 from shm.channel import ENGINE_CHANNEL, bind_engine, channel_size, initialise
 from shm.segment import KIND_CHANNEL, Segment, create, publish
@@ -28,6 +29,7 @@ CLIENT = 2
 # Host and engine take turns in one thread, so nobody would ring for a parked channel.
 NEVER_PARK_US = 1 << 40
 MOVERS_BYTES_MAX = 1 << 30
+RNICS_BYTES_MAX = 1 << 30
 LIMITS = Limits(channels=16, endpoints=1024, operations=16384, regions=256)
 
 
@@ -52,6 +54,7 @@ class InlineHandle:
         self._port = ControlPort(self._tables, inline=True)
         self._port.start()
         self._movers = Movers(self._port, MOVERS_BYTES_MAX)
+        self._rnics = Rnics(self._port, RNICS_BYTES_MAX)
         self._arenas = Arenas(self._register, arena_size)
         self._channels: dict[PostingChannel, tuple[int, Segment, int]] = {}
         self._numbers = list(range(LIMITS.channels - 1, 0, -1))
@@ -147,6 +150,17 @@ class InlineHandle:
             return self._movers.make_table(self._channels[channel][0], count)
         except (ValueError, OSError) as error:
             raise EngineRefused(f"no table of units: {error}") from error
+
+    def rdma(self, channel: PostingChannel, do: str, **fields: Any) -> dict[str, Any]:
+        """Ask something of the engine's RNIC for a channel (`ppe.cycle.rnics`).
+
+        Raises EngineRefused.
+        """
+        self._check()
+        try:
+            return self._rnics.call(self._channels[channel][0], {"do": do, **fields})
+        except (ValueError, MemoryError, OSError) as error:
+            raise EngineRefused(f"the RNIC refuses: {error}") from error
 
     def accounts(self) -> list[Segment]:
         """The engine's accounts, as a daemon's are given; do not close them."""

@@ -247,6 +247,15 @@ class Registry:
         except (ValueError, OSError) as error:
             raise Refused(f"no table of units: {error}") from error
 
+    def rdma(self, client: Client, row: Any, message: dict[str, Any]) -> dict[str, Any]:
+        """What a client asks of its engine's RNIC (`ppe.cycle.rnics`)."""
+        if row not in client.channels:
+            raise Refused(f"channel {row} is not this client's")
+        try:
+            return client.engine.rnics.call(row, message)
+        except (ValueError, MemoryError, OSError) as error:
+            raise Refused(f"the RNIC refuses: {error}") from error
+
     def end(self, client: Client) -> None:
         """Take everything back from a client that left or died."""
         for row in list(client.channels):

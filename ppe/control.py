@@ -167,6 +167,8 @@ class ControlServer:
         if call == "table":
             table = self._registry.make_table(client, message["channel"], message["count"])
             return {"table": table}, []
+        if call == "rdma":
+            return self._registry.rdma(client, message["channel"], message), []
         if call == "accounts":
             return self._accounts()
         if call == "stat":

@@ -16,12 +16,14 @@ from ppe.cycle.accounts import ENGINE_INFO
 from ppe.cycle.control_port import ControlPort
 from ppe.cycle.cycle import run
 from ppe.cycle.movers import Movers
+from ppe.cycle.rnics import Rnics
 from ppe.cycle.tables import EngineTables, Limits, Settings
 from ppe.partition import affinity_lost, pin_thread
 from shm.records import NEVER
 
 START_SECONDS = 30
 MOVERS_BYTES_MAX = 1 << 30  # for the datamover connections of all clients
+RNICS_BYTES_MAX = 1 << 30  # for their queue pairs
 
 
 @dataclass(slots=True)
@@ -56,6 +58,7 @@ class EngineThread:
         self.tables: EngineTables
         self.port: ControlPort
         self.movers: Movers
+        self.rnics: Rnics
 
     def start(self) -> str | None:
         """Start the thread. Return a complaint about memory locking, if any; raises what it did."""
@@ -74,6 +77,7 @@ class EngineThread:
             self.tables.load_datamover()
             self.port = ControlPort(self.tables, inline=False)
             self.movers = Movers(self.port, MOVERS_BYTES_MAX)
+            self.rnics = Rnics(self.port, RNICS_BYTES_MAX)
             self.port.start()
             self._started.lock_complaint = self.tables.lock_memory()
             info = self.tables.layout.rows(self.tables.accounts.array, "info", ENGINE_INFO)[0]

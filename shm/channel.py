@@ -69,6 +69,7 @@ ENGINE_CHANNEL: Final = record(
     Field("reserve", "<i8"),  # event slots kept for events nobody posted for
     Field("taken", "<i8"),
     Field("completed", "<i8"),
+    Field("solicited", "<i8"),  # 1: a solicited event was published since the last look
     size=256,
 )
 host_channel_at = opener(HOST_CHANNEL)
@@ -87,6 +88,7 @@ UNSIGNALLED: Final = 1 << 0  # success is covered by the next signalled completi
 # CQE flags.
 UNSOLICITED: Final = 1 << 0  # nobody posted for this event
 COVERED: Final = 1 << 1  # an unsignalled operation that failed
+SOLICITED: Final = 1 << 2  # its sender asked that it be noticed, or it failed (shm.solicited)
 
 CAPACITY_MIN: Final = 8
 CAPACITY_MAX: Final = 1 << 16
@@ -334,6 +336,8 @@ def complete(
     cqe["arg0"] = arg0
     cqe["arg1"] = arg1
     cqe["arg2"] = arg2
+    if flags & SOLICITED != 0:
+        mine["solicited"] = 1
     commit(engine + E_PRODUCER, 1)
 
 
@@ -353,6 +357,7 @@ def notify(engine: int, opcode: int, endpoint: int, user_data: int, status: int,
         return False
     cqe = cqe_at(_fill_event(engine, opcode, UNSOLICITED, endpoint, user_data, status, 0))[0]
     cqe["arg0"] = arg0
+    engine_channel_at(engine)[0]["solicited"] = 1
     commit(engine + E_PRODUCER, 1)
     return True
 

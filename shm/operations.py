@@ -38,8 +38,31 @@ MOVER_UNIT: Final = 25
 MOVER_FENCE: Final = 26
 MOVER_LAST: Final = 31
 
+# RDMA: work requests are 32 + their opcode in the verbs manual; the rest are ours. shm.verbs says
+# what their words mean.
+RDMA_FIRST: Final = 32
+RDMA_WRITE: Final = 32
+RDMA_WRITE_WITH_IMM: Final = 33
+RDMA_SEND: Final = 34
+RDMA_SEND_WITH_IMM: Final = 35
+RDMA_READ: Final = 36
+RDMA_ATOMIC_CMP_AND_SWP: Final = 37
+RDMA_ATOMIC_FETCH_AND_ADD: Final = 38
+RDMA_LOCAL_INV: Final = 39
+RDMA_BIND_MW: Final = 40
+RDMA_SEND_WITH_INV: Final = 41
+RDMA_ATOMIC_SWAP: Final = 44  # RFC 7306's two have no number in the manual
+RDMA_IMMEDIATE: Final = 45
+RDMA_RECEIVE: Final = 47
+RDMA_REGISTER: Final = 48
+RDMA_DEREGISTER: Final = 49
+RDMA_START: Final = 50
+RDMA_QUERY: Final = 51
+RDMA_LAST: Final = 63
+
 EVENT_DISCONNECTED: Final = 64  # unsolicited: the peer reset the connection or the network did
 EVENT_WINDOW: Final = 65  # unsolicited: a datamover's command window moved; arg0: its numbers
+EVENT_RDMA: Final = 66  # unsolicited: a queue pair's asynchronous event; arg0: see shm.verbs
 
 CONTROL_FIRST: Final = 128
 CONTROL_ATTACH: Final = 128
@@ -49,6 +72,7 @@ CONTROL_REMOVE_REGION: Final = 131
 CONTROL_ENABLE_MOVER: Final = 133
 CONTROL_MAKE_POOL: Final = 134
 CONTROL_MAKE_TABLE: Final = 135
+CONTROL_RDMA: Final = 136  # an order to the RDMA service; flags: which
 CONTROL_FAULT: Final = 132  # unsolicited: a client's memory went away under the engine
 
 OPCODE_NAMES: Final = {
@@ -72,8 +96,26 @@ OPCODE_NAMES: Final = {
     MOVER_GATE: "gate",
     MOVER_UNIT: "unit",
     MOVER_FENCE: "fence",
+    RDMA_WRITE: "rdma write",
+    RDMA_WRITE_WITH_IMM: "rdma write with immediate",
+    RDMA_SEND: "rdma send",
+    RDMA_SEND_WITH_IMM: "rdma send with immediate",
+    RDMA_READ: "rdma read",
+    RDMA_ATOMIC_CMP_AND_SWP: "compare and swap",
+    RDMA_ATOMIC_FETCH_AND_ADD: "fetch and add",
+    RDMA_LOCAL_INV: "local invalidate",
+    RDMA_BIND_MW: "bind memory window",
+    RDMA_SEND_WITH_INV: "rdma send with invalidate",
+    RDMA_ATOMIC_SWAP: "atomic swap",
+    RDMA_IMMEDIATE: "rdma immediate",
+    RDMA_RECEIVE: "rdma receive",
+    RDMA_REGISTER: "register memory",
+    RDMA_DEREGISTER: "deregister memory",
+    RDMA_START: "start queue pair",
+    RDMA_QUERY: "query queue pair",
     EVENT_DISCONNECTED: "disconnected",
     EVENT_WINDOW: "window",
+    EVENT_RDMA: "asynchronous event",
 }
 
 # --- WQE flags (bit 0 is shm.channel.UNSIGNALLED) ---------------------------------------------

@@ -42,6 +42,7 @@ from shm.operations import (
     CONTROL_FAULT,
     CONTROL_MAKE_POOL,
     CONTROL_MAKE_TABLE,
+    CONTROL_RDMA,
     CONTROL_REMOVE_REGION,
 )
 from shm.records import CQE, NEVER, SLOT_SIZE, WQE, wqe_at
@@ -257,6 +258,22 @@ class ControlPort:
     def make_table(self, channel: int, luns: int, count: int) -> int:
         """Id of a new endpoint for the units in the LUN[count] at an address."""
         return self._call(CONTROL_MAKE_TABLE, arg0=channel, arg1=luns, length=count)
+
+    def order_rdma(
+        self, which: int, channel: int, *, held: int = 0, domain: int = 0, endpoint: int = 0,
+        srq: int = 0,
+    ) -> int:  # fmt: skip
+        """One of `shm.verbs`' ORDER_*: the id of what was made. Raises OSError."""
+        self.tables.load_rdma()
+        return self._call(
+            CONTROL_RDMA,
+            flags=which,
+            endpoint=endpoint,
+            arg0=held,
+            arg1=channel,
+            arg2=domain,
+            user_data=srq,
+        )
 
     def wake(self) -> None:
         """Have a sleeping engine look around, for instance at its stop word."""

@@ -119,6 +119,8 @@ def new_endpoint(engine: int, channel: int, descriptor: int, state: int) -> int:
     endpoint["starved"] = NONE
     endpoint["table"] = 0
     endpoint["table_size"] = 0
+    endpoint["service"] = 0
+    endpoint["qp"] = 0
     stats = stats_of(engine, index)
     zero_bytes(stats, ENDPOINT_STATS_SIZE)
     store_relaxed(stats + _ID, endpoint_id(engine, index))
@@ -216,8 +218,8 @@ def pop_send(engine: int, index: int, status: int) -> None:
 def flush_endpoint(engine: int, index: int, status: int) -> None:
     """Complete everything outstanding on an endpoint with `status`, oldest first."""
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
-    if endpoint["mover"] != 0:
-        call_address(engine_at(engine)[0]["datamover"], engine, index, status, END)
+    if endpoint["service"] != 0:
+        call_address(endpoint["service"], engine, index, status, END)
     if endpoint["connecting"] != NONE:
         operation = endpoint["connecting"]
         endpoint["connecting"] = NONE
@@ -263,7 +265,7 @@ def ask_hot(engine: int) -> None:
     endpoint = endpoint_at(endpoint_of(engine, mine["hot"]))[0]
     if mine["now"] > mine["hot_until"] or endpoint["state"] != CONNECTED:
         mine["hot"] = NONE
-    elif endpoint["receive_first"] != NONE or endpoint["mover"] != 0:
+    elif endpoint["receive_first"] != NONE or endpoint["service"] != 0:
         endpoint["readable"] = max(endpoint["readable"], 1)
         queue_receive(engine, mine["hot"])
         count(mine["counters"], _HOT_POLLS, 1)

@@ -19,7 +19,7 @@ from ppe.cycle.records import (
     operation_at,
     row_at,
 )
-from shm.channel import COVERED, UNSIGNALLED, complete, complete_silently
+from shm.channel import COVERED, SOLICITED, UNSIGNALLED, complete, complete_silently
 from shm.counters import count
 from shm.error_log import log_error
 from shm.jit import nopython
@@ -108,7 +108,7 @@ def finish(
     if flags & UNSIGNALLED != 0 and status == 0:
         complete_silently(row + RINGS)
         return
-    covered = COVERED if flags & UNSIGNALLED != 0 else 0
+    covered = (COVERED if flags & UNSIGNALLED != 0 else 0) | (flags & SOLICITED)
     complete(
         row + RINGS,
         opcode,

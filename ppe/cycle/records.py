@@ -69,6 +69,8 @@ ENGINE: Final = record(
     Field("vectors", "<i8"),  # struct iovec[SPANS_MAX]
     Field("message", "<i8"),  # struct msghdr
     Field("datamover", "<i8"),  # address of its service; 0: no endpoint uses it
+    Field("rdma", "<i8"),  # the same of the RDMA service, and of its RNIC
+    Field("rnic", "<i8"),
     # The endpoint that received last is asked again in each pass for a while, before its edge.
     Field("hot", "<i8"),  # its index, or -1
     Field("hot_until", "<i8"),
@@ -119,6 +121,8 @@ ENDPOINT: Final = record(
     Field("starved", "<i8"),
     Field("table", "<i8"),  # address of LUN[table_size], of units the engine serves itself; or 0
     Field("table_size", "<i8"),
+    Field("service", "<i8"),  # address of the service that its bytes belong to; 0: a stream
+    Field("qp", "<i8"),  # address of the RDMA service's HELD, of a queue pair or shared receives
     size=256,
 )
 
@@ -152,6 +156,8 @@ LISTENING: Final = 3
 BROKEN: Final = 4
 POOL: Final = 5  # no connection: buffers that several datamovers share
 TABLE: Final = 6  # no connection: units that the engine serves for several datamovers
+DOMAIN: Final = 7  # no connection: a protection domain
+SHARED: Final = 8  # no connection: a shared receive queue
 STATE_NAMES: Final = (
     "free",
     "connecting",
@@ -160,6 +166,8 @@ STATE_NAMES: Final = (
     "broken",
     "pool",
     "table",
+    "protection domain",
+    "shared receive queue",
 )
 
 # Idle strategies.

@@ -51,11 +51,12 @@ class Limits:
     regions: int = 8192
     entries_per_pass: int = 64
     endpoints_per_client: int = 4096
+    memory_regions: int = 16384  # registered with an RNIC
 
     def __post_init__(self) -> None:
         if self.endpoints & (self.endpoints - 1) or not 0 < self.endpoints <= 1 << 16:
             raise ValueError(f"endpoints must be a power of two up to 65536, not {self.endpoints}")
-        for name in ("channels", "operations", "regions", "entries_per_pass"):
+        for name in ("channels", "operations", "regions", "entries_per_pass", "memory_regions"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
 
@@ -152,11 +153,36 @@ class EngineTables:
         from ppe.cycle.services import datamover
 
         state = self.engine[0]
-        if state["staging"] != 0:
-            return
+        self._stage()
         state["datamover"] = datamover.serve.address
-        state["staging_size"] = STAGING_SIZE
-        state["staging"] = address_of(self._new(np.uint8, STAGING_SIZE))
+
+    def load_rdma(self) -> None:
+        """Make the engine able to serve queue pairs. Before any object of them is made; idempotent.
+
+        Imported late: an engine without queue pairs needs none of it.
+        """
+        from ppe.cycle.rnic import memory, records
+        from ppe.cycle.services import rdma
+        from ppe.cycle.services.rdma_records import RNIC
+
+        state = self.engine[0]
+        if state["rdma"] != 0:
+            return
+        self._stage()
+        table = self._new(np.int64, memory.table_size(self.limits.memory_regions) // 8 + 1)
+        memory.build_table(address_of(table), self.limits.memory_regions)
+        rnic = self._new(RNIC, 1)
+        rnic["table"] = address_of(table)
+        rnic["wr"] = address_of(self._new(records.WR, 1))
+        rnic["wc"] = address_of(self._new(records.WC, 1))
+        state["rnic"] = address_of(rnic)
+        state["rdma"] = rdma.serve.address
+
+    def _stage(self) -> None:
+        state = self.engine[0]
+        if state["staging"] == 0:
+            state["staging_size"] = STAGING_SIZE
+            state["staging"] = address_of(self._new(np.uint8, STAGING_SIZE))
 
     def _settings(self) -> None:
         limits, settings, state = self.limits, self.settings, self.engine[0]

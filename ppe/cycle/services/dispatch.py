@@ -1,5 +1,6 @@
-"""Which service an operation or an endpoint belongs to. The datamover is called through addresses,
-so the duty cycle is compiled without it, and an engine that moves no iSCSI never loads it.
+"""Which service an operation or an endpoint belongs to. The datamover and RDMA are called through
+addresses, so the duty cycle is compiled without them, and an engine that moves no iSCSI and has no
+queue pairs never loads them.
 """
 
 import errno
@@ -12,7 +13,7 @@ from ppe.cycle.services import stream
 from ppe.cycle.services.mover_records import ACTION_BITS, RECEIVE, TRANSMIT, WORK
 from shm.call import call_address
 from shm.jit import nopython
-from shm.operations import MOVER_FIRST, MOVER_LAST
+from shm.operations import MOVER_FIRST, MOVER_LAST, RDMA_FIRST, RDMA_LAST
 from shm.records import wqe_at
 
 EINVAL: Final = -errno.EINVAL
@@ -23,30 +24,37 @@ EBADF: Final = -errno.EBADF
 def on_work(engine: int, channel: int, wqe: int, slots: int) -> int:
     """Do or queue one operation. It has exactly one completion, now or later."""
     opcode = wqe_at(wqe)[0]["opcode"]
-    if opcode < MOVER_FIRST or opcode > MOVER_LAST:
+    is_rdma = opcode >= RDMA_FIRST and opcode <= RDMA_LAST
+    if not is_rdma and (opcode < MOVER_FIRST or opcode > MOVER_LAST):
         return stream.on_work(engine, channel, wqe, slots)
     index = find_endpoint(engine, channel, wqe_at(wqe)[0]["endpoint"])
     if index == NONE:
         return refuse(engine, channel, wqe, EBADF)
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    what = (index << ACTION_BITS | slots) << ACTION_BITS | WORK
+    if is_rdma:
+        if endpoint["service"] == 0 or endpoint["service"] != engine_at(engine)[0]["rdma"]:
+            return refuse(engine, channel, wqe, EINVAL)
+        return call_address(endpoint["service"], engine, channel, wqe, what)
     is_mover = endpoint["mover"] != 0 or endpoint["state"] in (POOL, TABLE)
     if not is_mover:
         return refuse(engine, channel, wqe, EINVAL)
-    what = (index << ACTION_BITS | slots) << ACTION_BITS | WORK
     return call_address(engine_at(engine)[0]["datamover"], engine, channel, wqe, what)
 
 
 @nopython
 def on_receive(engine: int, index: int) -> int:
     """The endpoint's transport may have bytes."""
-    if endpoint_at(endpoint_of(engine, index))[0]["mover"] != 0:
-        return call_address(engine_at(engine)[0]["datamover"], engine, index, 0, RECEIVE)
+    service = endpoint_at(endpoint_of(engine, index))[0]["service"]
+    if service != 0:
+        return call_address(service, engine, index, 0, RECEIVE)
     return stream.on_receive(engine, index)
 
 
 @nopython
 def on_transmit(engine: int, index: int) -> int:
     """The endpoint has something to send, and its transport takes bytes."""
-    if endpoint_at(endpoint_of(engine, index))[0]["mover"] != 0:
-        return call_address(engine_at(engine)[0]["datamover"], engine, index, 0, TRANSMIT)
+    service = endpoint_at(endpoint_of(engine, index))[0]["service"]
+    if service != 0:
+        return call_address(service, engine, index, 0, TRANSMIT)
     return stream.on_transmit(engine, index)

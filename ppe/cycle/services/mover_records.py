@@ -37,12 +37,14 @@ MOVER_STATE: Final = offset(MOVER, "state")
 INITIATOR_ROLE: Final = 1
 TARGET_ROLE: Final = 2
 
-# What the service is called for (`datamover.serve`).
+# What a service is called for (`datamover.serve`, `rdma.serve`).
 WORK: Final = 0
 RECEIVE: Final = 1
 TRANSMIT: Final = 2
 END: Final = 3
 USES: Final = 4
+RELEASE: Final = 5
+ORDER: Final = 6
 ACTION_BITS: Final = 3
 ACTION_MASK: Final = 7
 

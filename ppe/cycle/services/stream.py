@@ -126,8 +126,8 @@ def _transfer(engine: int, channel: int, wqe: int) -> int:
     if endpoint["state"] != CONNECTED:
         status = -endpoint["error"] if endpoint["state"] == BROKEN else ENOTCONN
         return complete_now(engine, channel, wqe, status)
-    if endpoint["mover"] != 0:
-        return refuse(engine, channel, wqe, EINVAL)  # Its bytes are the datamover's.
+    if endpoint["service"] != 0:
+        return refuse(engine, channel, wqe, EINVAL)  # Its bytes are a datamover's, or a QP's.
     sending = entry["opcode"] == SEND
     if sending and endpoint["shut"] != NONE:
         return complete_now(engine, channel, wqe, EPIPE)
@@ -170,7 +170,7 @@ def _cancel(engine: int, channel: int, wqe: int, index: int) -> int:
     status = _cancel_receive(engine, index, target)
     if status == ENOENT:
         status = _cancel_send(engine, index, target)
-        is_sent = endpoint["send_first"] == NONE and endpoint["mover"] == 0
+        is_sent = endpoint["send_first"] == NONE and endpoint["service"] == 0
         if is_sent and endpoint["shut"] != NONE:
             shut_now(engine, index)  # It waited for what was cancelled.
     if status == ENOENT and _is_connecting(engine, index, target):
@@ -243,7 +243,7 @@ def _shutdown(engine: int, channel: int, wqe: int, index: int) -> int:
     if operation == NONE:
         return table_full(engine, channel, wqe)
     endpoint["shut"] = operation
-    if endpoint["mover"] != 0:
+    if endpoint["service"] != 0:
         queue_transmit(engine, index)  # It knows what is still to be sent.
     elif endpoint["send_first"] == NONE:
         shut_now(engine, index)
@@ -264,9 +264,10 @@ def on_edge(engine: int, index: int, mask: int) -> int:
         endpoint["readable"] = max(endpoint["readable"], 1)
     if mask & events.WRITE != 0:
         endpoint["writable"] = 1
-        if endpoint["send_first"] != NONE or endpoint["mover"] != 0:
+        if endpoint["send_first"] != NONE or endpoint["service"] != 0:
             queue_transmit(engine, index)
-    if endpoint["readable"] != 0 and (endpoint["receive_first"] != NONE or endpoint["mover"] != 0):
+    is_wanted = endpoint["receive_first"] != NONE or endpoint["service"] != 0
+    if endpoint["readable"] != 0 and is_wanted:
         queue_receive(engine, index)
     elif mask & events.BROKEN != 0 and endpoint["state"] == CONNECTED:
         status = tcp.connect_outcome(engine, index)  # SO_ERROR: why it broke

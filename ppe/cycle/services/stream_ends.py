@@ -33,9 +33,11 @@ from ppe.cycle.records import (
     engine_at,
     row_at,
 )
-from ppe.cycle.services.mover_records import MOVER_OVER, MOVER_STATE, mover_at
+from ppe.cycle.services.mover_records import MOVER_OVER, MOVER_STATE, RELEASE, mover_at
+from ppe.cycle.services.rdma_records import held_at
 from ppe.cycle.transport import tcp
 from shm.atomics import store_release
+from shm.call import call_address
 from shm.channel import notify
 from shm.counters import count
 from shm.error_log import log_error
@@ -72,10 +74,18 @@ def shut_now(engine: int, index: int) -> None:
 
 @nopython
 def has_users(engine: int, index: int) -> bool:
-    """Whether datamover endpoints take their buffers or their units from this one."""
+    """Whether datamovers take their buffers or units, or queue pairs their receives, from this one,
+    or it is their protection domain.
+    """
     for number in range(engine_at(engine)[0]["endpoint_count"]):
         endpoint = endpoint_at(endpoint_of(engine, number))[0]
-        if number == index or endpoint["state"] == FREE or endpoint["mover"] == 0:
+        if number == index or endpoint["state"] == FREE:
+            continue
+        if endpoint["qp"] != 0:
+            held = held_at(endpoint["qp"])[0]
+            if held["domain"] == index or held["shared"] == index:
+                return True
+        if endpoint["mover"] == 0:
             continue
         mover = mover_at(endpoint["mover"])[0]
         if mover["pool"] == index or mover["table"] == index:
@@ -94,6 +104,10 @@ def release(engine: int, index: int) -> None:
         # Its memory is the control plane's again.
         store_release(endpoint["mover"] + MOVER_STATE, MOVER_OVER)
         endpoint["mover"] = 0
+    elif endpoint["service"] != 0:
+        call_address(endpoint["service"], engine, index, 0, RELEASE)
+        endpoint["qp"] = 0
+    endpoint["service"] = 0
     tcp.close(engine, index)
     free_endpoint(engine, index)
 

@@ -40,7 +40,7 @@ from ppe.cycle.records import (
     row_at,
 )
 from ppe.cycle.regions import add_region, region_of, remove_region, resolve
-from ppe.cycle.services.mover_records import ACTION_BITS, USES, mover_at
+from ppe.cycle.services.mover_records import ACTION_BITS, ORDER, USES, mover_at
 from ppe.cycle.services.stream import release
 from ppe.cycle.stages.channels import activate, channel_stats_of, deactivate
 from shm.atomics import load_relaxed, store_relaxed
@@ -60,6 +60,7 @@ from shm.operations import (
     CONTROL_FAULT,
     CONTROL_MAKE_POOL,
     CONTROL_MAKE_TABLE,
+    CONTROL_RDMA,
     CONTROL_REMOVE_REGION,
     INDEX_MASK,
 )
@@ -107,6 +108,9 @@ def on_work(engine: int, channel: int, wqe: int) -> int:
             table = endpoint_at(endpoint_of(engine, index))[0]
             table["table"] = entry["arg1"]
             table["table_size"] = entry["length"]
+    elif opcode == CONTROL_RDMA:
+        answer = call_address(engine_at(engine)[0]["rdma"], engine, wqe, 0, ORDER)
+        status = min(answer, 0)
     if status < 0:
         return refuse(engine, channel, wqe, status)
     finish(engine, channel, opcode, 0, 0, entry["user_data"], 0, 0, 0, answer, 0, 0)
@@ -160,6 +164,10 @@ def detach(engine: int, index: int) -> int:
         endpoint = endpoint_at(endpoint_of(engine, number))[0]
         if endpoint["state"] != FREE and endpoint["channel"] == index:
             flush_endpoint(engine, number, 0)
+    # What queue pairs rest on goes after all of them have ended.
+    for number in range(mine["endpoint_count"]):
+        endpoint = endpoint_at(endpoint_of(engine, number))[0]
+        if endpoint["state"] != FREE and endpoint["channel"] == index:
             release(engine, number)
     deactivate(engine, index)
     poller.remove(engine, row["doorbell"], make_tag(TAG_DOORBELL, 0, index))
@@ -184,7 +192,7 @@ def _enable_mover(engine: int, wqe: int) -> int:
     if endpoint["state"] != CONNECTED:
         return ENOTCONN
     is_used = endpoint["receive_first"] != NONE or endpoint["send_first"] != NONE
-    if endpoint["mover"] != 0 or is_used or endpoint["shut"] != NONE:
+    if endpoint["service"] != 0 or is_used or endpoint["shut"] != NONE:
         return EBUSY
     client = row_at(channel_row_of(engine, channel))[0]["client"]
     home = resolve(engine, client, entry["region"], entry["offset"], entry["length"])
@@ -209,6 +217,7 @@ def _enable_mover(engine: int, wqe: int) -> int:
     mover["pool_generation"] = endpoint_at(endpoint_of(engine, pool))[0]["generation"]
     mover["ahead"] = engine_at(engine)[0]["staging_size"]
     endpoint["mover"] = entry["arg0"]
+    endpoint["service"] = engine_at(engine)[0]["datamover"]
     endpoint["readable"] = max(endpoint["readable"], 1)  # Bytes may have come already.
     queue_receive(engine, index)
     return 0
@@ -230,10 +239,11 @@ def _remove_region(engine: int, region_id: int) -> int:
             return EBUSY
     for number in range(mine["endpoint_count"]):
         endpoint = endpoint_at(endpoint_of(engine, number))[0]
-        if endpoint["state"] == FREE or (endpoint["mover"] == 0 and endpoint["table"] == 0):
+        service = endpoint["service"] if endpoint["table"] == 0 else mine["datamover"]
+        if endpoint["state"] == FREE or service == 0:
             continue
         what = size << ACTION_BITS | USES
-        if call_address(mine["datamover"], engine, number, start, what) != 0:
+        if call_address(service, engine, number, start, what) != 0:
             return EBUSY
     return 0 if remove_region(engine, region_id) else EINVAL
 

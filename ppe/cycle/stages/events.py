@@ -11,6 +11,7 @@ from shm.jit import nopython
 from shm.layout import offset
 from shm.memory import load_32
 from shm.records import waker_at
+from shm.solicited import wake_if_solicited
 from shm.wait import wake_if_crossed
 
 _WAKES = INDEX["wakes"]
@@ -30,7 +31,11 @@ def step(engine: int) -> int:
         if row["client"] == 0 or row["dead"] != 0:
             continue
         rings = address + RINGS
-        woken += wake_if_crossed(rings + E_PRODUCER, rings + E_WAKER)
+        if engine_channel_at(rings)[0]["solicited"] != 0:
+            engine_channel_at(rings)[0]["solicited"] = 0
+            woken += wake_if_solicited(rings + E_PRODUCER, rings + E_WAKER)
+        else:
+            woken += wake_if_crossed(rings + E_PRODUCER, rings + E_WAKER)
         stats = channel_stats_of(engine, channel)
         store_relaxed(stats + _COMPLETED, engine_channel_at(rings)[0]["completed"])
         store_relaxed(stats + _CHANNEL_WAKES, waker_at(rings + E_WAKER)[0]["wakes"])

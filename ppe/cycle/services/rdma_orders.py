@@ -1,0 +1,143 @@
+"""What the control plane orders of the RDMA service: protection domains, shared receive queues, and
+that a connection becomes a queue pair, by blocks of memory it has prepared.
+"""
+
+import errno
+from typing import Final
+
+from ppe.cycle.endpoints import (
+    endpoint_id,
+    endpoint_of,
+    find_endpoint,
+    new_endpoint,
+)
+from ppe.cycle.records import (
+    CONNECTED,
+    DOMAIN,
+    NONE,
+    SHARED,
+    endpoint_at,
+    engine_at,
+)
+from ppe.cycle.rnic import memory
+from ppe.cycle.rnic.records import mr_at, mr_table_at
+from ppe.cycle.services import rdma_core as core
+from ppe.cycle.services.rdma_records import held_at, rnic_at
+from shm.jit import nopython
+from shm.records import wqe_at
+from shm.verbs import ORDER_DOMAIN, ORDER_ENABLE, ORDER_SRQ
+
+ENOBUFS: Final = -errno.ENOBUFS
+EBUSY: Final = -errno.EBUSY
+EBADF: Final = -errno.EBADF
+ENOTCONN: Final = -errno.ENOTCONN
+EINVAL: Final = -errno.EINVAL
+
+
+@nopython
+def order(engine: int, wqe: int) -> int:
+    """Carry out the order that `flags` names: an endpoint's id or 0, or -errno."""
+    entry = wqe_at(wqe)[0]
+    which = entry["flags"]
+    if which == ORDER_DOMAIN:
+        return _place(engine, entry["arg1"], DOMAIN, 0)
+    if which == ORDER_SRQ:
+        return _share(engine, wqe)
+    if which == ORDER_ENABLE:
+        return _enable(engine, wqe)
+    return EINVAL
+
+
+@nopython
+def _place(engine: int, channel: int, state: int, held: int) -> int:
+    """Id of a new endpoint without a connection."""
+    index = new_endpoint(engine, channel, NONE, state)
+    if index == NONE:
+        return ENOBUFS
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    endpoint["service"] = engine_at(engine)[0]["rdma"]
+    endpoint["qp"] = held
+    return endpoint_id(engine, index)
+
+
+@nopython
+def _domain_of(engine: int, channel: int, name: int) -> int:
+    index = find_endpoint(engine, channel, name)
+    if index == NONE or endpoint_at(endpoint_of(engine, index))[0]["state"] != DOMAIN:
+        return NONE
+    return index
+
+
+@nopython
+def _share(engine: int, wqe: int) -> int:
+    """A shared receive queue of the HELD at arg0, for channel arg1, in the domain arg2."""
+    entry = wqe_at(wqe)[0]
+    domain = _domain_of(engine, entry["arg1"], entry["arg2"])
+    if domain == NONE:
+        return EBADF
+    held = held_at(entry["arg0"])[0]
+    held["domain"] = domain
+    held["shared"] = NONE
+    core.bind_rq(held["core"], _table(engine), entry["arg2"])
+    return _place(engine, entry["arg1"], SHARED, entry["arg0"])
+
+
+@nopython
+def _enable(engine: int, wqe: int) -> int:
+    """Make a connected stream a queue pair by the HELD at arg0: channel arg1, domain arg2, the
+    shared receive queue `user_data` or 0.
+    """
+    entry = wqe_at(wqe)[0]
+    channel = entry["arg1"]
+    index = find_endpoint(engine, channel, entry["endpoint"])
+    if index == NONE:
+        return EBADF
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    if endpoint["state"] != CONNECTED:
+        return ENOTCONN
+    is_used = endpoint["receive_first"] != NONE or endpoint["send_first"] != NONE
+    if endpoint["service"] != 0 or is_used or endpoint["shut"] != NONE:
+        return EBUSY
+    domain = _domain_of(engine, channel, entry["arg2"])
+    if domain == NONE:
+        return EBADF
+    held = held_at(entry["arg0"])[0]
+    held["shared"] = NONE
+    rq = 0
+    if entry["user_data"] != 0:
+        shared = find_endpoint(engine, channel, entry["user_data"])
+        if shared == NONE or endpoint_at(endpoint_of(engine, shared))[0]["state"] != SHARED:
+            return EBADF
+        its = held_at(endpoint_at(endpoint_of(engine, shared))[0]["qp"])[0]
+        if its["domain"] != domain:
+            return EINVAL
+        held["shared"] = shared
+        rq = its["core"]
+    held["domain"] = domain
+    held["ahead"] = engine_at(engine)[0]["staging_size"]
+    core.bind_qp(held["core"], _table(engine), entry["arg2"], rq)
+    endpoint["qp"] = entry["arg0"]
+    endpoint["service"] = engine_at(engine)[0]["rdma"]
+    return 0
+
+
+@nopython
+def _table(engine: int) -> int:
+    return int(rnic_at(engine_at(engine)[0]["rnic"])[0]["table"])
+
+
+@nopython
+def uses(engine: int, index: int, start: int, end: int) -> int:
+    """1 if the endpoint still needs memory between two addresses: a domain, what is registered."""
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    if endpoint["state"] != DOMAIN:
+        return 0  # What a queue pair uses is registered in its domain.
+    table = _table(engine)
+    domain = endpoint_id(engine, index)
+    for number in range(mr_table_at(table)[0]["capacity"]):
+        row = mr_at(memory.row_of(table, number))[0]
+        if row["stag"] == 0 or row["pd"] != domain:
+            continue
+        if row["address"] < end and start < row["address"] + row["length"]:
+            return 1
+    return 0

@@ -1,0 +1,193 @@
+"""The verbs manual's numbers (libibverbs' values), and how a work request and its completion travel
+on the rings. Both sides read this table.
+
+A WQE's first slot: `region` is the lkey, `offset` the address as its region was registered (iova),
+`length` of the first scatter/gather entry; arg0 the remote address; arg1 the rkey in the low 32
+bits, the send flags above them, the number of entries above those; arg2 the immediate data or the
+STag to invalidate, but WR_IMMEDIATE has its 64 bits in arg0. Further entries, SGE {address 8, length 4, lkey 4}, follow three to a slot. An
+atomic has `compare` (or `add`) and `swap` in its second slot instead; a bind the length of
+its window and the window's rights, while the first entry is its region's lkey and the address.
+
+A CQE: `length` is byte_len; arg0 the immediate data or the invalidated rkey; arg1 the work
+completion's flags, its opcode above WC_OPCODE_SHIFT and, above SQ_DONE_SHIFT, how many work
+requests of the send queue are over (modulo 2^32), which covers unsignalled ones; arg2 the status
+and, above WC_VENDOR_SHIFT, the Terminate's layer, type and code.
+"""
+
+import errno
+from typing import Final
+
+from shm.jit import nopython
+from shm.operations import CANCELLED, RDMA_ATOMIC_SWAP, RDMA_FIRST
+
+# --- work requests (enum ibv_wr_opcode) -------------------------------------------------------
+WR_RDMA_WRITE: Final = 0
+WR_RDMA_WRITE_WITH_IMM: Final = 1
+WR_SEND: Final = 2
+WR_SEND_WITH_IMM: Final = 3
+WR_RDMA_READ: Final = 4
+WR_ATOMIC_CMP_AND_SWP: Final = 5
+WR_ATOMIC_FETCH_AND_ADD: Final = 6
+WR_LOCAL_INV: Final = 7
+WR_BIND_MW: Final = 8
+WR_SEND_WITH_INV: Final = 9
+WR_ATOMIC_SWAP: Final = 0x100  # RFC 7306's; libibverbs has no numbers for them
+WR_IMMEDIATE: Final = 0x101
+WR_OURS: Final = 0x100
+
+# enum ibv_send_flags
+SEND_FENCE: Final = 1
+SEND_SIGNALED: Final = 2
+SEND_SOLICITED: Final = 4
+SEND_INLINE: Final = 8
+
+# enum ibv_access_flags
+ACCESS_LOCAL_WRITE: Final = 1
+ACCESS_REMOTE_WRITE: Final = 2
+ACCESS_REMOTE_READ: Final = 4
+ACCESS_REMOTE_ATOMIC: Final = 8
+ACCESS_MW_BIND: Final = 16
+ACCESS_ON_DEMAND: Final = 64
+
+# --- work completions -------------------------------------------------------------------------
+# enum ibv_wc_status
+WC_SUCCESS: Final = 0
+WC_LOC_LEN_ERR: Final = 1
+WC_LOC_QP_OP_ERR: Final = 2
+WC_LOC_PROT_ERR: Final = 4
+WC_WR_FLUSH_ERR: Final = 5
+WC_MW_BIND_ERR: Final = 6
+WC_BAD_RESP_ERR: Final = 7
+WC_LOC_ACCESS_ERR: Final = 8
+WC_REM_INV_REQ_ERR: Final = 9
+WC_REM_ACCESS_ERR: Final = 10
+WC_REM_OP_ERR: Final = 11
+WC_RETRY_EXC_ERR: Final = 12
+WC_RNR_RETRY_EXC_ERR: Final = 13
+WC_REM_ABORT_ERR: Final = 16
+WC_FATAL_ERR: Final = 19
+WC_RESP_TIMEOUT_ERR: Final = 20
+WC_GENERAL_ERR: Final = 21
+WC_STATUS_NAMES: Final = {
+    WC_SUCCESS: "success",
+    WC_LOC_LEN_ERR: "local length error",
+    WC_LOC_QP_OP_ERR: "local QP operation error",
+    WC_LOC_PROT_ERR: "local protection error",
+    WC_WR_FLUSH_ERR: "work request flushed",
+    WC_MW_BIND_ERR: "memory window bind error",
+    WC_BAD_RESP_ERR: "bad response",
+    WC_LOC_ACCESS_ERR: "local access error",
+    WC_REM_INV_REQ_ERR: "remote invalid request",
+    WC_REM_ACCESS_ERR: "remote access error",
+    WC_REM_OP_ERR: "remote operation error",
+    WC_RETRY_EXC_ERR: "retries exceeded",
+    WC_RNR_RETRY_EXC_ERR: "receiver not ready, retries exceeded",
+    WC_REM_ABORT_ERR: "remote aborted",
+    WC_FATAL_ERR: "fatal error",
+    WC_RESP_TIMEOUT_ERR: "response timed out",
+    WC_GENERAL_ERR: "general error",
+}
+
+# enum ibv_wc_opcode
+WC_SEND: Final = 0
+WC_RDMA_WRITE: Final = 1
+WC_RDMA_READ: Final = 2
+WC_COMP_SWAP: Final = 3
+WC_FETCH_ADD: Final = 4
+WC_BIND_MW: Final = 5
+WC_LOCAL_INV: Final = 6
+WC_SWAP: Final = 0x40  # ours, for WR_ATOMIC_SWAP and WR_IMMEDIATE
+WC_IMMEDIATE: Final = 0x41
+WC_RECV: Final = 128
+WC_RECV_RDMA_WITH_IMM: Final = 129
+
+# enum ibv_wc_flags, and one more for what the manual calls a solicited event
+WC_WITH_IMM: Final = 2
+WC_WITH_INV: Final = 8
+WC_SOLICITED: Final = 1 << 16
+
+# --- asynchronous events (enum ibv_event_type); EVENT_RDMA's arg0, with the Terminate above -----
+EVENT_QP_FATAL: Final = 1
+EVENT_QP_REQ_ERR: Final = 2
+EVENT_QP_ACCESS_ERR: Final = 3
+EVENT_COMM_EST: Final = 4
+EVENT_SQ_DRAINED: Final = 5
+EVENT_SRQ_LIMIT_REACHED: Final = 15
+EVENT_QP_LAST_WQE_REACHED: Final = 16
+EVENT_DISCONNECTED: Final = 64  # the connection manager's: the peer has closed in order
+EVENT_NAMES: Final = {
+    EVENT_QP_FATAL: "QP fatal",
+    EVENT_QP_REQ_ERR: "QP request error",
+    EVENT_QP_ACCESS_ERR: "QP access error",
+    EVENT_COMM_EST: "communication established",
+    EVENT_SQ_DRAINED: "send queue drained",
+    EVENT_SRQ_LIMIT_REACHED: "SRQ limit reached",
+    EVENT_QP_LAST_WQE_REACHED: "last work request reached",
+    EVENT_DISCONNECTED: "disconnected",
+}
+EVENT_TERMINATE_SHIFT: Final = 16  # 0: none; else layer << 12 | type << 8 | code, ...
+EVENT_IS_OURS: Final = 1 << 15  # ... which we sent; else it is the peer's
+
+# --- words of a WQE and a CQE -------------------------------------------------------------------
+FLAGS_SHIFT: Final = 32  # of arg1
+COUNT_SHIFT: Final = 48
+SGES_MAX: Final = 10
+SGES_PER_SLOT: Final = 3
+WC_FLAGS_MASK: Final = 0xFF_FFFF  # of arg1
+WC_OPCODE_SHIFT: Final = 24
+WC_OPCODE_MASK: Final = 0xFF
+SQ_DONE_SHIFT: Final = 32
+WC_STATUS_MASK: Final = 0xFF  # of arg2
+WC_VENDOR_SHIFT: Final = 16
+MASK_32: Final = 0xFFFF_FFFF
+
+# Orders of the control plane to the service (flags of CONTROL_RDMA).
+ORDER_DOMAIN: Final = 1
+ORDER_SRQ: Final = 2
+ORDER_ENABLE: Final = 3
+
+
+@nopython
+def ring_opcode(wr_opcode: int) -> int:
+    """The WQE's opcode of a work request."""
+    if wr_opcode >= WR_OURS:
+        return RDMA_ATOMIC_SWAP + wr_opcode - WR_OURS
+    return RDMA_FIRST + wr_opcode
+
+
+@nopython
+def wr_opcode_of(opcode: int) -> int:
+    """What `ring_opcode` made a WQE's opcode of."""
+    if opcode >= RDMA_ATOMIC_SWAP:
+        return WR_OURS + opcode - RDMA_ATOMIC_SWAP
+    return opcode - RDMA_FIRST
+
+
+@nopython
+def slots_for(sge_count: int) -> int:
+    """Slots of a work request with so many scatter/gather entries."""
+    if sge_count <= 1:
+        return 1
+    return 1 + (sge_count - 1 + SGES_PER_SLOT - 1) // SGES_PER_SLOT
+
+
+@nopython
+def errno_of(status: int) -> int:
+    """The CQE's status, 0 or -errno, for a work completion's."""
+    if status == WC_SUCCESS:
+        return 0
+    if status == WC_WR_FLUSH_ERR:
+        return CANCELLED
+    if status == WC_LOC_LEN_ERR:
+        return -errno.EMSGSIZE
+    if status == WC_LOC_QP_OP_ERR or status == WC_MW_BIND_ERR:
+        return -errno.EINVAL
+    if status == WC_LOC_PROT_ERR or status == WC_LOC_ACCESS_ERR:
+        return -errno.EFAULT
+    if status == WC_REM_ACCESS_ERR:
+        return -errno.EACCES
+    if status == WC_REM_INV_REQ_ERR or status == WC_BAD_RESP_ERR:
+        return -errno.EPROTO
+    if status == WC_RESP_TIMEOUT_ERR or status == WC_RETRY_EXC_ERR:
+        return -errno.ETIMEDOUT
+    return -errno.EIO
