@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from host.channel import RING_CAPACITY, Channel, PostingChannel
@@ -226,6 +227,11 @@ class EngineHandle:
         """
         number = self._channels[channel][0]
         return self._call({"call": "rdma", "channel": number, "do": do, **fields})
+
+    @property
+    def on_free(self) -> list[Callable[[int, int], None]]:
+        """Who is told the address and size of each buffer that is freed."""
+        return self._arenas.on_free
 
     def accounts(self) -> list[Segment]:
         """The accounts of each of its engines, mapped read-only; close them when done."""

@@ -7,6 +7,7 @@ inline engine is asked for. Channel and engine must stay in one thread.
 
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -161,6 +162,11 @@ class InlineHandle:
             return self._rnics.call(self._channels[channel][0], {"do": do, **fields})
         except (ValueError, MemoryError, OSError) as error:
             raise EngineRefused(f"the RNIC refuses: {error}") from error
+
+    @property
+    def on_free(self) -> list[Callable[[int, int], None]]:
+        """Who is told the address and size of each buffer that is freed."""
+        return self._arenas.on_free
 
     def accounts(self) -> list[Segment]:
         """The engine's accounts, as a daemon's are given; do not close them."""

@@ -79,6 +79,8 @@ class Arenas:
         self.mappings: NDArray[Any] = np.zeros(MAPPINGS_MAX, MAPPING)
         self.mapping_count = 0
         self.on_change: list[Callable[[], None]] = []
+        # Called with address and size of a buffer that is about to be somebody else's.
+        self.on_free: list[Callable[[int, int], None]] = []
 
     def alloc(self, size: int) -> Buffer:
         """A buffer of `size` bytes, its contents undefined.
@@ -97,6 +99,8 @@ class Arenas:
         """Put a freed buffer's memory on the list of its size."""
         size = max(BUFFER_MIN, 1 << (len(buffer.array) - 1).bit_length())
         address = buffer.address
+        for forget in list(self.on_free):
+            forget(address, size)
         with self._lock:
             for base in self._segments:
                 start = address - base.address

@@ -252,6 +252,14 @@ def _wait_inline(context: int, n: int, min_wait_at: int, deadline: int, tick_at:
         until = min(deadline, tick_at)
         if want > 1:
             until = min(until, min_wait_at)
-        outcome = call_address(mine["run"], mine["engine"], consumer, want, until)
-        if outcome == _INTERRUPTED:
+        if run_until(context, want, until) == SIGNAL:
             return SIGNAL
+
+
+@nopython
+def run_until(context: int, n: int, until_ns: int) -> int:
+    """Run an inline engine until `n` entries are there or the time is over: SIGNAL, or another."""
+    mine = context_at(context)[0]
+    consumer = mine["channel"] + H_CONSUMER
+    outcome = call_address(mine["run"], mine["engine"], consumer, n, until_ns)
+    return SIGNAL if outcome == _INTERRUPTED else THRESHOLD

@@ -86,6 +86,30 @@ def _fetch_add(width: int) -> Any:
     return add
 
 
+def _compare_exchange() -> Any:
+    if JIT_DISABLED:
+
+        def exchange_plain(address: int, expected: int, value: int) -> int:
+            cell = _CTYPES[64].from_address(int(address))
+            old = cell.value
+            if old == int(expected):
+                cell.value = int(value)
+            return int(old)
+
+        return exchange_plain
+
+    @intrinsic
+    def exchange(typing_context: Any, address: Any, expected: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            pointer = _pointer(builder, args[0], 64)
+            pair = builder.cmpxchg(pointer, args[1], args[2], "seq_cst", "seq_cst")
+            return builder.extract_value(pair, 0)
+
+        return types.int64(types.intp, types.int64, types.int64), codegen
+
+    return exchange
+
+
 def _fence() -> Any:
     if JIT_DISABLED:
         return lambda: None
@@ -123,6 +147,7 @@ _load_acquire, _load_relaxed = _load("acquire"), _load("monotonic")
 _load_acquire_32 = _load("acquire", 32)
 _store_release, _store_relaxed = _store("release"), _store("monotonic")
 _add_64, _add_32 = _fetch_add(64), _fetch_add(32)
+_exchange_64 = _compare_exchange()
 _full_fence = _fence()
 _pause = _cpu_intrinsic("llvm.x86.sse2.pause", types.void, lambda: None)
 _cycles = _cpu_intrinsic("llvm.readcyclecounter", types.int64, time.perf_counter_ns)
@@ -170,6 +195,14 @@ def fetch_add(address: int, value: int) -> int:
 def fetch_add_32(address: int, value: int) -> int:
     """Add to an int32 in one indivisible step and return what was there; a full fence."""
     return _add_32(address, value)  # type: ignore[no-any-return]
+
+
+@nopython
+def compare_exchange(address: int, expected: int, value: int) -> int:
+    """Write `value` if an int64 is `expected`, in one indivisible step, and return what was there;
+    a full fence.
+    """
+    return _exchange_64(address, expected, value)  # type: ignore[no-any-return]
 
 
 @nopython

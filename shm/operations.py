@@ -58,6 +58,8 @@ RDMA_REGISTER: Final = 48
 RDMA_DEREGISTER: Final = 49
 RDMA_START: Final = 50
 RDMA_QUERY: Final = 51
+RDMA_ALLOC_MW: Final = 52
+RDMA_SRQ_LIMIT: Final = 53
 RDMA_LAST: Final = 63
 
 EVENT_DISCONNECTED: Final = 64  # unsolicited: the peer reset the connection or the network did
@@ -113,6 +115,8 @@ OPCODE_NAMES: Final = {
     RDMA_DEREGISTER: "deregister memory",
     RDMA_START: "start queue pair",
     RDMA_QUERY: "query queue pair",
+    RDMA_ALLOC_MW: "allocate memory window",
+    RDMA_SRQ_LIMIT: "set receive limit",
     EVENT_DISCONNECTED: "disconnected",
     EVENT_WINDOW: "window",
     EVENT_RDMA: "asynchronous event",

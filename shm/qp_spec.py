@@ -12,7 +12,8 @@ from shm.verbs import SGES_MAX
 DEPTH_MAX: Final = 16384  # work requests of one queue
 READS_MAX: Final = 255  # IRD and ORD: what rdma_cm's fields can say
 MULPDU_MIN: Final = 128
-MULPDU_MAX: Final = 65535 - 4  # a ULPDU_Length; the padded FPDU stays within 64 KiB + its frame
+MULPDU_MAX: Final = 65535  # what a ULPDU_Length can say; markers leave less
+MULPDU: Final = (32 << 10) + 18  # 32 KiB of payload behind either header
 RTR_KINDS: Final = (0, 1, 2, 4)  # none, a Send, a Write, a Read of no bytes (RFC 6581)
 
 
@@ -32,7 +33,7 @@ class QpSpec:
     ird: int = 16
     ord: int = 16
     rtr: int = 0
-    mulpdu: int = MULPDU_MAX
+    mulpdu: int = MULPDU
     sq_depth: int = 128
     rq_depth: int = 128
     extensions: bool = False
@@ -69,4 +70,4 @@ def _range(name: str, value: int, low: int, high: int) -> None:
         raise ValueError(f"{name} {value} is outside {low}..{high}")
 
 
-__all__ = ["DEPTH_MAX", "MULPDU_MAX", "READS_MAX", "SGES_MAX", "QpSpec"]
+__all__ = ["DEPTH_MAX", "MULPDU", "MULPDU_MAX", "READS_MAX", "SGES_MAX", "QpSpec"]

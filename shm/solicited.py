@@ -1,11 +1,11 @@
 """Sleeping until a solicited completion is in the event ring (the verbs manual's
 `req_notify(solicited_only)`): one whose sender asked for it, or one that failed.
 
-The proof is `shm.wait`'s. A solicited-only waiter stores a `wake_at` that no position reaches, then,
-behind the fence, looks through the entries that are there. The engine publishes such an entry and
-then, behind its fence, looks at `wake_at`. Whoever's fence comes second sees the other's store, and
-the futex word changes before the wake. A waiter for N entries is not disturbed: its `wake_at` lies
-below SOLICITED_ONLY, and only a crossing wakes it.
+The proof is `shm.wait`'s. A solicited-only waiter stores a `wake_at` that no position reaches,
+then, behind the fence, looks through the entries that are there. The engine publishes such an entry
+and then, behind its fence, looks at `wake_at`. Whoever's fence comes second sees the other's store,
+and the futex word changes before the wake. A waiter for N entries is not disturbed: its `wake_at`
+lies below SOLICITED_ONLY, and only a crossing wakes it.
 """
 
 from typing import Final

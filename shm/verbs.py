@@ -4,9 +4,10 @@ on the rings. Both sides read this table.
 A WQE's first slot: `region` is the lkey, `offset` the address as its region was registered (iova),
 `length` of the first scatter/gather entry; arg0 the remote address; arg1 the rkey in the low 32
 bits, the send flags above them, the number of entries above those; arg2 the immediate data or the
-STag to invalidate, but WR_IMMEDIATE has its 64 bits in arg0. Further entries, SGE {address 8, length 4, lkey 4}, follow three to a slot. An
-atomic has `compare` (or `add`) and `swap` in its second slot instead; a bind the length of
-its window and the window's rights, while the first entry is its region's lkey and the address.
+STag to invalidate, but WR_IMMEDIATE has its 64 bits in arg0. Further entries, SGE {address 8,
+length 4, lkey 4}, follow three to a slot. An atomic has `compare` (or `add`) and `swap` in its
+second slot instead; a bind the length of its window and the window's rights, while the first entry
+is its region's lkey and the address.
 
 A CQE: `length` is byte_len; arg0 the immediate data or the invalidated rkey; arg1 the work
 completion's flags, its opcode above WC_OPCODE_SHIFT and, above SQ_DONE_SHIFT, how many work
@@ -125,8 +126,11 @@ EVENT_NAMES: Final = {
     EVENT_QP_LAST_WQE_REACHED: "last work request reached",
     EVENT_DISCONNECTED: "disconnected",
 }
-EVENT_TERMINATE_SHIFT: Final = 16  # 0: none; else layer << 12 | type << 8 | code, ...
-EVENT_IS_OURS: Final = 1 << 15  # ... which we sent; else it is the peer's
+EVENT_TERMINATE_SHIFT: Final = 16  # layer << 12 | type << 8 | code ...
+EVENT_HAS_TERMINATE: Final = 1 << 14  # ... if there is one
+EVENT_IS_OURS: Final = 1 << 15  # which we sent; else it is the peer's
+EVENT_MASK: Final = (1 << 14) - 1
+TERMINATE_MASK: Final = 0xFFFF
 
 # --- words of a WQE and a CQE -------------------------------------------------------------------
 FLAGS_SHIFT: Final = 32  # of arg1
@@ -180,14 +184,14 @@ def errno_of(status: int) -> int:
         return CANCELLED
     if status == WC_LOC_LEN_ERR:
         return -errno.EMSGSIZE
-    if status == WC_LOC_QP_OP_ERR or status == WC_MW_BIND_ERR:
+    if status in (WC_LOC_QP_OP_ERR, WC_MW_BIND_ERR):
         return -errno.EINVAL
-    if status == WC_LOC_PROT_ERR or status == WC_LOC_ACCESS_ERR:
+    if status in (WC_LOC_PROT_ERR, WC_LOC_ACCESS_ERR):
         return -errno.EFAULT
     if status == WC_REM_ACCESS_ERR:
         return -errno.EACCES
-    if status == WC_REM_INV_REQ_ERR or status == WC_BAD_RESP_ERR:
+    if status in (WC_REM_INV_REQ_ERR, WC_BAD_RESP_ERR):
         return -errno.EPROTO
-    if status == WC_RESP_TIMEOUT_ERR or status == WC_RETRY_EXC_ERR:
+    if status in (WC_RESP_TIMEOUT_ERR, WC_RETRY_EXC_ERR):
         return -errno.ETIMEDOUT
     return -errno.EIO

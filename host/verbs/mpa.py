@@ -1,6 +1,6 @@
-"""MPA's start-up (RFC 5044 §7.1, RFC 6581): the Request and Reply that turn a TCP connection into an
-RDMA stream. Bytes and `now` in, bytes and a `Startup` out; no socket, no clock. The one rule: what
-a peer sends is refused by name unless it is exactly what the RFCs allow.
+"""MPA's start-up (RFC 5044 §7.1, RFC 6581): the Request and Reply that turn a TCP connection into
+an RDMA stream. Bytes and `now` in, bytes and a `Startup` out; no socket, no clock. The one rule:
+what a peer sends is refused by name unless it is exactly what the RFCs allow.
 """
 
 import enum

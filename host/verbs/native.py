@@ -9,6 +9,7 @@ import errno
 from typing import Final
 
 from host import native
+from host.records import context_at
 from host.verbs.records import (
     CLOSING,
     INIT,
@@ -44,6 +45,7 @@ from shm.verbs import (
     WC_RECV,
     WC_STATUS_MASK,
     WC_VENDOR_SHIFT,
+    WC_WITH_IMM,
     WC_WR_FLUSH_ERR,
     WR_ATOMIC_CMP_AND_SWP,
     WR_ATOMIC_FETCH_AND_ADD,
@@ -98,7 +100,7 @@ def _fill_wr(
     context: int, endpoint: int, opcode: int, flags: int, wr_id: int, sges: int, count: int
 ) -> int:
     """Write a work request's entries in place, after `prepare`. Return its address."""
-    channel = native.context_at(context)[0]["channel"]
+    channel = context_at(context)[0]["channel"]
     if count > 0:
         first = sge_at(sges)[0]
         address, length, lkey = first["addr"], first["length"], first["lkey"]
@@ -137,7 +139,7 @@ def post_send_list(
     if count < 0 or count > SGES_MAX:
         return EINVAL
     slots = slots_for(count)
-    channel = native.context_at(mine["context"])[0]["channel"]
+    channel = context_at(mine["context"])[0]["channel"]
     if not _has_room(qp) or not prepare(channel, slots):
         return 0
     flags = 0 if send_flags & SEND_SIGNALED != 0 else UNSIGNALLED
@@ -172,13 +174,11 @@ def post_send(
     refused = _refusal(qp, opcode)
     if refused != 0:
         return refused
-    channel = native.context_at(mine["context"])[0]["channel"]
+    channel = context_at(mine["context"])[0]["channel"]
     if not _has_room(qp) or not prepare(channel, 1):
         return 0
     flags = 0 if send_flags & SEND_SIGNALED != 0 else UNSIGNALLED
-    slot = fill(
-        channel, ring_opcode(opcode), flags, mine["endpoint"], wr_id, lkey, address, length
-    )
+    slot = fill(channel, ring_opcode(opcode), flags, mine["endpoint"], wr_id, lkey, address, length)
     count = 1 if length > 0 else 0
     entry = wqe_at(slot)[0]
     entry["arg0"] = remote_addr
@@ -208,7 +208,7 @@ def post_atomic(
     refused = _refusal(qp, opcode)
     if refused != 0:
         return refused
-    channel = native.context_at(mine["context"])[0]["channel"]
+    channel = context_at(mine["context"])[0]["channel"]
     if not _has_room(qp) or not prepare(channel, 2):
         return 0
     flags = 0 if send_flags & SEND_SIGNALED != 0 else UNSIGNALLED
@@ -238,7 +238,7 @@ def post_recv_list(rq: int, wr_id: int, sges: int, count: int) -> int:
         if cq["posted"] - cq["done"] >= cq["depth"]:
             return 0
     slots = slots_for(count)
-    channel = native.context_at(mine["context"])[0]["channel"]
+    channel = context_at(mine["context"])[0]["channel"]
     if not prepare(channel, slots):
         return 0
     slot = _fill_wr(mine["context"], mine["endpoint"], RDMA_RECEIVE, 0, wr_id, sges, count)
@@ -279,7 +279,9 @@ def read_wc(completion: int, wc: int) -> None:
     mine["opcode"] = (words >> WC_OPCODE_SHIFT) & WC_OPCODE_MASK
     mine["vendor_err"] = (how >> WC_VENDOR_SHIFT) & MASK_32
     mine["byte_len"] = cqe["length"]
-    mine["imm_data"] = cqe["arg0"]
+    # 32 bits of immediate data are the first four bytes of RFC 7306's eight.
+    is_immediate = words & WC_WITH_IMM != 0
+    mine["imm_data"] = cqe["arg0"] >> 32 if is_immediate else cqe["arg0"]
     mine["qp_num"] = cqe["endpoint"]
     mine["src_qp"] = 0
     mine["wc_flags"] = words & WC_FLAGS_MASK

@@ -1,5 +1,5 @@
-"""Memory of queue pairs and shared receive queues: made by the control plane, the engine's until the
-endpoint is over, then used for the next one of the same size.
+"""Memory of queue pairs and shared receive queues: made by the control plane, the engine's until
+the endpoint is over, then used for the next one of the same size.
 """
 
 from typing import Any, Final
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppe.cycle.control_port import ControlPort, EngineSilent
+from ppe.cycle.rnic.receive import build_rq, rq_size
 from ppe.cycle.services.rdma_records import HELD, HELD_OVER, HELD_SIZE, HELD_STATE
 from shm.atomics import load_acquire
 from shm.jit import entry
@@ -16,6 +17,9 @@ from shm.verbs import ORDER_DOMAIN, ORDER_ENABLE, ORDER_SRQ
 from shm.view import address_of
 
 LINE: Final = 64
+# How `host.verbs.mpa.Rtr` and the provider count the ways of saying ready: none, by a Send, by a
+# Write, by a Read.
+_RTR: Final = {0: 0, 1: 3, 2: 1, 4: 2}
 KEPT_MAX: Final = 64  # blocks of what is over, kept for the next ones
 
 
@@ -55,20 +59,34 @@ class Rnics:
         """Id of a new shared receive queue of a protection domain."""
         if not 1 <= depth <= DEPTH_MAX:
             raise ValueError(f"depth {depth} is outside 1..{DEPTH_MAX}")
-        self._port.tables.load_rdma()
-        from ppe.cycle.services import rdma_core as core
-
-        memory, start = self._block(core.rq_size(depth))
-        core.build_rq(start + HELD_SIZE, depth)
+        table = self._load()
+        memory, start = self._block(rq_size(depth))
+        build_rq(start + HELD_SIZE, depth, table, domain, shared=True)
         return self._hand_over(memory, ORDER_SRQ, channel, held=start, domain=domain)
 
     def enable(self, channel: int, endpoint: int, spec: QpSpec) -> None:
         """Have the engine make a queue pair of a connection after its start-up."""
-        self._port.tables.load_rdma()
-        from ppe.cycle.services import rdma_core as core
+        from ppe.cycle.rnic.iwarp.spec import QpSpec as Core
 
-        memory, start = self._block(core.qp_size(spec))
-        core.build_qp(start + HELD_SIZE, spec)
+        table = self._load()
+        core = Core(
+            active=spec.active,
+            crc=spec.crc,
+            markers_rx=spec.markers_rx,
+            markers_tx=spec.markers_tx,
+            extensions=spec.extensions,
+            rtr=_RTR[spec.rtr],
+            ird=spec.ird,
+            ord=spec.ord,
+            mulpdu=spec.mulpdu,
+            sq_depth=spec.sq_depth,
+        )
+        core.check()
+        memory, start = self._block(core.size + rq_size(spec.rq_depth))
+        at = start + HELD_SIZE
+        rq = at + core.size
+        build_rq(rq, spec.rq_depth, table, spec.domain)
+        core.build(at, number=endpoint, pd=spec.domain, table=table, rq=rq)
         self._hand_over(
             memory,
             ORDER_ENABLE,
@@ -78,6 +96,11 @@ class Rnics:
             endpoint=endpoint,
             srq=spec.srq,
         )
+
+    def _load(self) -> int:
+        """Make the engine able to serve queue pairs; address of its table of memory."""
+        self._port.tables.load_rdma()
+        return self._port.tables.memory_table
 
     def _block(self, core_size: int) -> tuple[NDArray[Any], int]:
         """Zeroed memory for a HELD and what follows it, and where the HELD lies in it."""

@@ -178,6 +178,13 @@ class EngineTables:
         state["rnic"] = address_of(rnic)
         state["rdma"] = rdma.serve.address
 
+    @property
+    def memory_table(self) -> int:
+        """Address of the MR_TABLE, once queue pairs can be served."""
+        from ppe.cycle.services.rdma_records import rnic_at
+
+        return int(rnic_at(int(self.engine[0]["rnic"]))[0]["table"])
+
     def _stage(self) -> None:
         state = self.engine[0]
         if state["staging"] == 0:

@@ -132,7 +132,7 @@ def _random_word(table: int) -> int:
         v2 = (v2 + v1) & _WORD
         v1 = _turn(v1, 13) ^ v2
         v2 = _turn(v2, 16)
-    return v1 ^ v3
+    return int(v1 ^ v3)
 
 
 @nopython
@@ -152,7 +152,7 @@ def new_stag(table: int, index: int) -> int:
         handle = handle_of(table, row["generation"] << bits | index)
         stag = handle << 8 | _random_word(table) & 0xFF
     row["stag"] = stag
-    return stag
+    return int(stag)
 
 
 @nopython
@@ -392,6 +392,13 @@ def remote(table: int, pd: int, qp: int, stag: int, to: int, length: int, access
     """Address of memory that the peer of `qp` names, or minus the reason why not."""
     row = remote_row(table, pd, qp, stag, to, length, access)
     return address_in(row, to) if row > 0 else row
+
+
+@nopython
+def keeper_of(row: int) -> int:
+    """The row to `hold` for the memory of a row: a window may end before what goes through it."""
+    parent = mr_at(row)[0]["parent"]
+    return int(parent if parent != 0 else row)
 
 
 @nopython

@@ -28,7 +28,8 @@ from ppe.cycle.records import (
     row_at,
 )
 from ppe.cycle.regions import resolve
-from ppe.cycle.rnic import memory
+from ppe.cycle.rnic import memory, windows
+from ppe.cycle.rnic.records import SGE_SIZE, WR_SGES, sge_at, wr_at
 from ppe.cycle.services import rdma_core as core
 from ppe.cycle.services.mover_records import (
     ACTION_BITS,
@@ -53,10 +54,19 @@ from ppe.cycle.services.rdma_records import held_at, rnic_at
 from ppe.cycle.services.stream_ends import table_full
 from shm.atomics import load_relaxed
 from shm.jit import callback, nopython
-from shm.operations import RDMA_DEREGISTER, RDMA_QUERY, RDMA_RECEIVE, RDMA_REGISTER, RDMA_START
+from shm.operations import (
+    RDMA_ALLOC_MW,
+    RDMA_DEREGISTER,
+    RDMA_QUERY,
+    RDMA_RECEIVE,
+    RDMA_REGISTER,
+    RDMA_SRQ_LIMIT,
+    RDMA_START,
+)
 from shm.records import wqe_at
 from shm.verbs import (
     SGES_MAX,
+    WC_LOC_LEN_ERR,
     WC_LOC_PROT_ERR,
     WC_LOC_QP_OP_ERR,
     WC_WR_FLUSH_ERR,
@@ -66,6 +76,8 @@ from shm.verbs import (
 EINVAL: Final = -errno.EINVAL
 EFAULT: Final = -errno.EFAULT
 EACCES: Final = -errno.EACCES
+ENOTCONN: Final = -errno.ENOTCONN
+EMSGSIZE: Final = -errno.EMSGSIZE
 EOPNOTSUPP: Final = -errno.EOPNOTSUPP
 SLOTS_MASK: Final = 7
 PARTS: Final = ctypes.c_int64
@@ -102,6 +114,17 @@ def _deregister(engine: int, channel: int, wqe: int, index: int) -> int:
     if status < 0:
         return refuse(engine, channel, wqe, status)
     return complete_now(engine, channel, wqe, 0)
+
+
+@nopython
+def _alloc_window(engine: int, channel: int, wqe: int, index: int) -> int:
+    """The completion's arg0 is the STag of a window that is bound to nothing."""
+    table = rnic_at(engine_at(engine)[0]["rnic"])[0]["table"]
+    domain = endpoint_id(engine, index)
+    stag = windows.allocate(table, domain, domain)
+    if stag < 0:
+        return refuse(engine, channel, wqe, stag)
+    return _answer(engine, channel, wqe, stag, 0, 0)
 
 
 @nopython
@@ -149,14 +172,25 @@ def _post_receive(engine: int, channel: int, wqe: int, place: int) -> int:
     outcome = core.post_recv(rq, wr)
     if outcome < 0:
         free_operation(engine, operation)
-        return finish_now(engine, channel, wqe, index, _why(outcome))
+        return finish_now(engine, channel, wqe, index, _why(engine, outcome))
     return 1
 
 
 @nopython
-def _why(outcome: int) -> int:
-    """The status of a work request that the RNIC did not take."""
-    return WC_LOC_PROT_ERR if outcome == EFAULT or outcome == EACCES else WC_LOC_QP_OP_ERR
+def _why(engine: int, outcome: int) -> int:
+    """The status of the work request in the engine's WR, which the RNIC did not take."""
+    if outcome == ENOTCONN:
+        return WC_WR_FLUSH_ERR
+    if outcome == EMSGSIZE:
+        return WC_LOC_LEN_ERR
+    if outcome in (EFAULT, EACCES):
+        return WC_LOC_PROT_ERR
+    rnic = rnic_at(engine_at(engine)[0]["rnic"])[0]
+    for which in range(wr_at(rnic["wr"])[0]["sge_count"]):
+        sge = sge_at(rnic["wr"] + WR_SGES + which * SGE_SIZE)[0]
+        if sge["length"] > 0 and memory.find(rnic["table"], sge["lkey"]) == 0:
+            return WC_LOC_PROT_ERR
+    return WC_LOC_QP_OP_ERR
 
 
 @nopython
@@ -177,7 +211,7 @@ def _post_send(engine: int, channel: int, wqe: int, place: int) -> int:
     outcome = core.post_send(held["core"], wr)
     if outcome < 0:
         free_operation(engine, operation)
-        return finish_now(engine, channel, wqe, index, _why(outcome))
+        return finish_now(engine, channel, wqe, index, _why(engine, outcome))
     queue_transmit(engine, index)  # Also if nothing can be sent now: it may be over already.
     return 1
 
@@ -190,7 +224,6 @@ def _start(engine: int, channel: int, wqe: int, index: int) -> int:
     if endpoint["state"] != CONNECTED or held["started"] != 0:
         return refuse(engine, channel, wqe, EINVAL)
     held["started"] = 1
-    core.start(held["core"])
     endpoint["readable"] = max(endpoint["readable"], 1)
     queue_receive(engine, index)
     queue_transmit(engine, index)
@@ -218,11 +251,16 @@ def _work(engine: int, channel: int, wqe: int, place: int) -> int:
             return _register(engine, channel, wqe, index)
         if opcode == RDMA_DEREGISTER:
             return _deregister(engine, channel, wqe, index)
+        if opcode == RDMA_ALLOC_MW:
+            return _alloc_window(engine, channel, wqe, index)
         return refuse(engine, channel, wqe, EINVAL)
     if opcode == RDMA_RECEIVE:
         return _post_receive(engine, channel, wqe, place)
     if endpoint["state"] == SHARED:
-        return refuse(engine, channel, wqe, EINVAL)
+        if opcode != RDMA_SRQ_LIMIT:
+            return refuse(engine, channel, wqe, EINVAL)
+        core.set_limit(held_at(endpoint["qp"])[0]["core"], wqe_at(wqe)[0]["arg0"])
+        return complete_now(engine, channel, wqe, 0)
     if opcode < RDMA_RECEIVE:
         return _post_send(engine, channel, wqe, place)
     if opcode == RDMA_START:

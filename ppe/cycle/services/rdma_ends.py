@@ -19,11 +19,14 @@ from shm.jit import nopython
 from shm.operations import CANCELLED, END_OF_STREAM
 from shm.verbs import (
     EVENT_DISCONNECTED,
+    EVENT_HAS_TERMINATE,
     EVENT_IS_OURS,
     EVENT_QP_ACCESS_ERR,
     EVENT_QP_FATAL,
     EVENT_QP_REQ_ERR,
+    EVENT_SRQ_LIMIT_REACHED,
     EVENT_TERMINATE_SHIFT,
+    TERMINATE_MASK,
 )
 
 EPROTO: Final = -71
@@ -36,9 +39,12 @@ _OPERATION: Final = (0x02, 0x12)
 def tell(engine: int, index: int) -> None:
     """Complete every work request that is over, in the manual's order."""
     wc = rnic_at(engine_at(engine)[0]["rnic"])[0]["wc"]
-    qp = held_at(endpoint_at(endpoint_of(engine, index))[0]["qp"])[0]["core"]
+    held = held_at(endpoint_at(endpoint_of(engine, index))[0]["qp"])[0]
+    qp = held["core"]
     while core.wc_next(qp, wc):
         finish_wc(engine, index)
+    if held["shared"] != NONE and core.limit_reached(core.rq_of(qp)):
+        tell_event(engine, held["shared"], EVENT_SRQ_LIMIT_REACHED)
 
 
 @nopython
@@ -46,6 +52,7 @@ def end_of_stream(engine: int, index: int) -> None:
     """The peer has closed: in order, or in the middle of something."""
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
     held = held_at(endpoint["qp"])[0]
+    tcp.half_close(engine, index)  # Its end is ours.
     if core.is_between_messages(held["core"]):
         _tell_once(engine, index, EVENT_DISCONNECTED)
         endpoint["announced"] = 1
@@ -71,17 +78,18 @@ def end_violated(engine: int, index: int) -> None:
 def event_of(qp: int, event: int) -> int:
     """An asynchronous event's word: what it is, and the Terminate it is about."""
     sent, came = core.terminate_sent(qp), core.terminate_came(qp)
-    code = sent if sent != 0 else came
-    if code == 0:
+    if sent == 0 and came == 0:
         return event
+    code = (sent if sent != 0 else came) & TERMINATE_MASK
     kind = event
     if code >> 8 in _PROTECTION:
         kind = EVENT_QP_ACCESS_ERR
     elif code >> 8 in _OPERATION:
         kind = EVENT_QP_REQ_ERR
+    kind |= EVENT_HAS_TERMINATE
     if sent != 0:
         kind |= EVENT_IS_OURS
-    return kind | (code << EVENT_TERMINATE_SHIFT)
+    return int(kind | (code << EVENT_TERMINATE_SHIFT))
 
 
 @nopython

@@ -69,9 +69,9 @@ def receive_once(engine: int, index: int) -> bool:
     add(stats_of(engine, index) + E_BYTES_IN, got)
     violation = 0
     if direct > 0:
-        violation = core.take(qp, place, placed, mine["now"])
+        violation = core.take(qp, place, placed)
     if got > direct and violation == 0:
-        violation = core.take(qp, mine["staging"], got - direct, mine["now"])
+        violation = core.take(qp, mine["staging"], got - direct)
     if violation != 0 or core.is_over(qp):
         _end(engine, index)
         return False

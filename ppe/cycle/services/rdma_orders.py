@@ -78,7 +78,6 @@ def _share(engine: int, wqe: int) -> int:
     held = held_at(entry["arg0"])[0]
     held["domain"] = domain
     held["shared"] = NONE
-    core.bind_rq(held["core"], _table(engine), entry["arg2"])
     return _place(engine, entry["arg1"], SHARED, entry["arg0"])
 
 
@@ -103,7 +102,6 @@ def _enable(engine: int, wqe: int) -> int:
         return EBADF
     held = held_at(entry["arg0"])[0]
     held["shared"] = NONE
-    rq = 0
     if entry["user_data"] != 0:
         shared = find_endpoint(engine, channel, entry["user_data"])
         if shared == NONE or endpoint_at(endpoint_of(engine, shared))[0]["state"] != SHARED:
@@ -112,10 +110,9 @@ def _enable(engine: int, wqe: int) -> int:
         if its["domain"] != domain:
             return EINVAL
         held["shared"] = shared
-        rq = its["core"]
+        core.share_rq(held["core"], its["core"])
     held["domain"] = domain
     held["ahead"] = engine_at(engine)[0]["staging_size"]
-    core.bind_qp(held["core"], _table(engine), entry["arg2"], rq)
     endpoint["qp"] = entry["arg0"]
     endpoint["service"] = engine_at(engine)[0]["rdma"]
     return 0

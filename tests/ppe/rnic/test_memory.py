@@ -1,6 +1,7 @@
 """Registered memory: who may touch what, by which name, and for how long."""
 
 import errno
+import itertools
 
 import numpy as np
 import pytest
@@ -222,7 +223,7 @@ def test_stags_follow_no_line(table):
     tables = [table, Table(secret=bytes(range(1, 33)))]
     stags = [[each.register() for _ in range(16)] for each in tables]
     for row in stags:
-        steps = {(b - a) for a, b in zip(row, row[1:], strict=False)}
+        steps = {after - before for before, after in itertools.pairwise(row)}
         assert len(steps) == 15
         assert len({stag & 0xFF for stag in row}) > 4
     assert not set(stags[0]) & set(stags[1])
