@@ -222,6 +222,17 @@ def retire(conn: int) -> int:
 
 
 @nopython
+def names(conn: int, start: int, end: int) -> bool:
+    """Whether data of a PDU whose sending was not reported lies between two addresses."""
+    port = port_at(conn)[0]
+    for position in range(port["tx_sent"], port["tx_made"]):
+        at = tx_at(entry_of(conn, position))[0]["data_address"]
+        if at >= start and at < end:
+            return True
+    return False
+
+
+@nopython
 def unsent(conn: int) -> int:
     """PDUs made whose sending was not reported yet."""
     port = port_at(conn)[0]

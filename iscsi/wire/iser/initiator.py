@@ -25,6 +25,7 @@ from iscsi.wire.initiator_task import (
     TASK_SIZE,
     complete_if_over,
     initiator_at,
+    piece_at,
     task_at,
     task_of,
 )
@@ -283,7 +284,9 @@ def _ask_tag(address: int, wr: int) -> None:
     zero_bytes(wr, WR_SGES)
     request["opcode"] = work.WR_TAG
     request["token"] = address
-    request["bind_addr"], request["bind_length"] = task["data_address"], task["expected_length"]
+    # Of a gather list there is one piece: a tag opens one.
+    where = piece_at(address, 0)[0] if task["run_count"] else task["data_address"]
+    request["bind_addr"], request["bind_length"] = where, task["expected_length"]
     is_read = task["flags"] & bhs.FLAG_READ
     request["bind_access"] = (
         ACCESS_LOCAL_WRITE | ACCESS_REMOTE_WRITE if is_read else ACCESS_REMOTE_READ
