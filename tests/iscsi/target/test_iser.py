@@ -1,0 +1,168 @@
+"""A target's connection that an engine serves on a queue pair: its units by itself, and what is its
+host's. The initiator is one of plain sockets.
+"""
+
+import time
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import host
+import ppe.cycle.services.iser  # noqa: F401 - compiles while tests are collected
+from host.verbs import ConnParam, Device, QpCap
+from iscsi.target.config import ServerConfig
+from iscsi.target.connection import NO_DEADLINE, Connection
+from iscsi.target.server import TargetServer
+from iscsi.target.units import RamDisk, Target
+from iscsi.wire import scsi
+from iscsi.wire.iser.connecting import Features
+from iscsi.wire.iser.records import IserLimits
+from iscsi.wire.keys import ConnectionParams, SessionParams
+from iscsi.wire.login_common import LoginResult
+from iscsi.wire.names import Portal
+from shm.verbs import WR_SEND
+from tests.iscsi.iser_initiator import WAIT_S, SocketInitiator
+from tests.iscsi.wire.full_feature import BLOCK, READ, pattern
+from tests.iscsi.wire.iser.pair import counts
+
+NAME = "iqn.2026-01.org.example:t"
+BLOCKS = 4096
+DEPTH = 128
+
+
+class Serving:
+    """A server whose only connection came over RDMA; its login is made up."""
+
+    def __init__(self, engine, session, *, placement, invalidates):
+        self.engine, self.session, self.invalidates = engine, session, invalidates
+        target = Target(NAME, {0: RamDisk(engine.alloc(BLOCKS * BLOCK))})
+        portals = (Portal("127.0.0.1", 0),)
+        config = ServerConfig((target,), portals, placement=placement, window=32)
+        self.server = TargetServer(engine, config)
+        self.target = target
+
+    def serve(self, work):
+        """Let an initiator do its `work`, and serve it meanwhile."""
+        server = self.server
+        device = Device(self.engine, server._channel)
+        queue_pair = device.create_qp(
+            device.alloc_pd(), device.create_cq(8), cap=QpCap(DEPTH, DEPTH)
+        )
+        with device.listen() as listener:
+            self.peer = SocketInitiator(
+                listener.address, self.session, work, invalidates=self.invalidates
+            )
+            self.peer.start()
+            request = listener.get_request(WAIT_S)
+            asked = Features.from_bytes(request.private_data)
+            both = Features(send_invalidate=True).answer(asked)
+            startup = request.accept(
+                queue_pair, ConnParam(private_data=both.to_bytes(), initiator_depth=16)
+            )
+        limits = IserLimits(receives=64, depth=startup.ord, remote_invalidate=both.send_invalidate)
+        self._enter(queue_pair.endpoint, limits)
+        deadline = time.monotonic() + WAIT_S
+        while self.peer.is_alive():
+            assert time.monotonic() < deadline, "the initiator does not come to an end"
+            server.step()
+        self.peer.join()
+        if self.peer.error is not None:
+            raise self.peer.error
+        while server.connections:
+            assert time.monotonic() < deadline, "the connection does not go"
+            server.step()
+
+    def _enter(self, endpoint, limits):
+        """What a login over Sends would leave behind."""
+        server = self.server
+        connection = Connection(server._free_slots.pop(), endpoint, ("127.0.0.1", 1), NO_DEADLINE)
+        server._slots[connection.slot] = connection
+        server._endpoints[endpoint] = connection
+        connection.login = SimpleNamespace(result=self._result())
+        connection.reserve(self.engine, self.target, server._limits, moves=True)
+        server._reserved += 1
+        enable = self.engine.enable_mover
+
+        def over_rdma(channel, endpoint, message, **place):
+            enable(channel, endpoint, {**message, "iser": asdict(limits)}, **place)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.engine, "enable_mover", over_rdma)
+            server._enter(connection, 0)
+
+    def _result(self):
+        return LoginResult(
+            session=self.session,
+            connection=ConnectionParams(8192, 8192),
+            initiator_name="iqn.2026-01.org.example:i",
+            target_name=NAME,
+            isid=1,
+            tsih=1,
+            cid=0,
+            cmd_sn=1,
+            max_cmd_sn=32,
+            stat_sn=1,
+        )
+
+
+def clear_attention(peer):
+    for _ in range(4):
+        peer.side.submit(scsi.test_unit_ready())
+        if peer.finish()[0].status == 0:
+            return
+    raise AssertionError("a unit attention that does not go")
+
+
+def write_and_read(peer, lba, blocks):
+    data, back = pattern(blocks * BLOCK, blocks), np.zeros(blocks * BLOCK, np.uint8)
+    peer.side.write(lba, blocks, data)
+    assert peer.finish()[0].status == 0
+    peer.side.read(lba, blocks, back)
+    (done,) = peer.finish()
+    assert (done.status, done.received) == (0, data.size)
+    assert np.array_equal(back, data)
+
+
+@pytest.mark.parametrize("placement", ["engine", "datamover"])
+@pytest.mark.parametrize("invalidates", [True, False], ids=["remote", "local"])
+def test_an_engine_serves_a_target_over_rdma(placement, invalidates):
+    def work(peer):
+        clear_attention(peer)
+        for blocks in (1, 16, 40, 600):
+            write_and_read(peer, 7, blocks)
+        inquiry = np.zeros(96, np.uint8)
+        peer.side.submit(scsi.inquiry(), READ, inquiry)
+        assert peer.finish()[0].received == 96
+        assert inquiry.any()
+        peer.side.read(BLOCKS - 1, 8, np.zeros(8 * BLOCK, np.uint8))
+        done = peer.finish()[0]
+        assert (done.status, done.sense[2]) == (2, 5)
+        assert peer.side.qp.tags == {}
+        assert set(counts(peer.side.qp)) <= {WR_SEND, 7}
+
+    with host.connect("inline:") as engine:
+        session = SessionParams(initial_r2t=True, first_burst_length=8192)
+        serving = Serving(engine, session, placement=placement, invalidates=invalidates)
+        with serving.server:
+            serving.serve(work)
+            served = serving.server.statistics()["targets"][0]["units"][0]
+            assert (served["reads"], served["writes"]) == (4, 4)
+
+
+@pytest.mark.parametrize("placement", ["engine", "datamover"])
+def test_an_initiator_that_vanishes_with_commands_under_way_leaves_nothing(placement):
+    def work(peer):
+        clear_attention(peer)
+        peer.kept = [pattern(256 * BLOCK, number) for number in range(8)]
+        for number, data in enumerate(peer.kept):
+            peer.side.write(256 * number, 256, data)
+        peer.pump()
+
+    with host.connect("inline:") as engine:
+        session = SessionParams(immediate_data=False)
+        serving = Serving(engine, session, placement=placement, invalidates=True)
+        with serving.server:
+            serving.serve(work)
+            assert serving.server.connections == []
