@@ -30,6 +30,7 @@ class ServedPortal:
 
     portal: Portal
     advertise: Portal | None = None
+    rdma: bool = False  # iSER: connections are RDMA from their first byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ class ServerConfig:
         if not self.portals:
             raise ValueError("a server needs a portal")
         check_placement(self.placement)
+        if self.placement == STREAM and any(each.rdma for each in self.served):
+            raise ValueError("a portal for iSER needs placement datamover or engine")
         for name in ("max_connections", "max_logins"):
             if not 1 <= getattr(self, name) <= 4096:
                 raise ValueError(f"{name} {getattr(self, name)} is outside 1..4096")

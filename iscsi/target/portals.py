@@ -18,6 +18,7 @@ class Listening:
         self, served: ServedPortal, listener: int, port: int, config: ServerConfig
     ) -> None:
         self.served, self.listener, self.port = served, listener, port
+        self.is_rdma = served.rdma
         tag = served.portal.portal_group_tag
         self.tag = config.portal_group_tag if tag is None else tag
 

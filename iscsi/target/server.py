@@ -22,6 +22,7 @@ from iscsi.target.server_core import (
     FENCE,
     KIND_BITS,
     LISTEN,
+    LOGIN_MEMORY,
     SHUTDOWN,
     UNIT,
 )
@@ -191,6 +192,9 @@ class TargetServer(LiveChanges):
             self._fences.complete(done)
             return
         connection = self._slots[slot]
+        if kind == LOGIN_MEMORY and connection is not None:
+            self._guard(connection, lambda each: self._memory_ready(each, done))
+            return
         if connection is None or connection.endpoint != done.endpoint:
             return
         if kind == CLOSE:

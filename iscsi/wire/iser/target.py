@@ -107,6 +107,7 @@ UNEXPECTED_PDUS: Final = int(Violation.UNEXPECTED_PDUS)
 # SPC-4: insufficient resources, of an aborted command, which its initiator sends again.
 NO_ROOM: Final = int(SenseKey.ABORTED_COMMAND) << 16 | 0x5503
 VERSION_MASK: Final = 15
+LOGIN_LENGTH: Final = 8192  # of a login PDU's data
 ROOM: Final = 2  # entries of the ring: a command's data, and its Response behind that
 SENSE_MASK: Final = 0xFFFF << SENSE_LENGTH_SHIFT
 
@@ -119,6 +120,7 @@ def on_post(iser: int, post: int, home: int, home_size: int, handle: int) -> int
     conn, asked = iser_at(iser)[0]["conn"], post_at(post)[0]
     if asked["opcode"] == CONTROL:
         asked["arg1"] = 0
+        return _control(iser, post, home, home_size, handle)
     if asked["opcode"] != ANSWER:
         return target_mover.on_post(conn, post, home, home_size, handle)
     longest = port_at(conn)[0]["peer_max_recv_data_segment_length"]
@@ -131,6 +133,19 @@ def on_post(iser: int, post: int, home: int, home_size: int, handle: int) -> int
         index = asked["arg0"] & 0xFFFF
         task = task_at(target_at(conn)[0]["tasks"] + TASK_SIZE * index)[0]
         store_16_be(task["cold_address"], longest - 2)
+    return outcome
+
+
+@nopython
+def _control(iser: int, post: int, home: int, home_size: int, handle: int) -> int:
+    """A PDU that is no SCSI Response. The first one may end the login: its receive is a login's."""
+    conn = iser_at(iser)[0]["conn"]
+    port = port_at(conn)[0]
+    longest = port["peer_max_recv_data_segment_length"]
+    if port["tx_made"] == 0 and port["rx_pdus"] == 0:
+        port["peer_max_recv_data_segment_length"] = max(longest, LOGIN_LENGTH)
+    outcome = target_mover.on_post(conn, post, home, home_size, handle)
+    port["peer_max_recv_data_segment_length"] = longest
     return outcome
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import host
+import iscsi
 import ppe.cycle.services.iser  # noqa: F401 - compiles while tests are collected
 from host.verbs import ConnParam, Device, QpCap
-from iscsi.target.config import ServerConfig
+from iscsi.target.config import ServedPortal, ServerConfig
 from iscsi.target.connection import NO_DEADLINE, Connection
 from iscsi.target.server import TargetServer
 from iscsi.target.units import RamDisk, Target
@@ -24,6 +25,7 @@ from iscsi.wire.login_common import LoginResult
 from iscsi.wire.names import Portal
 from shm.verbs import WR_SEND
 from tests.iscsi.iser_initiator import WAIT_S, SocketInitiator
+from tests.iscsi.target.serving import ServerThread
 from tests.iscsi.wire.full_feature import BLOCK, READ, pattern
 from tests.iscsi.wire.iser.pair import counts
 
@@ -166,3 +168,40 @@ def test_an_initiator_that_vanishes_with_commands_under_way_leaves_nothing(place
         with serving.server:
             serving.serve(work)
             assert serving.server.connections == []
+
+
+# --- logins over Sends -----------------------------------------------------------------------
+
+
+class OverRdma(ServerThread):
+    """A server whose portal is RDMA, in a thread, over an inline engine of its own."""
+
+    def configure(self, engine):
+        unit = RamDisk(engine.alloc(BLOCKS * BLOCK))
+        portal = ServedPortal(Portal("127.0.0.1", 0), rdma=True)
+        return ServerConfig((Target(NAME, {0: unit}),), (portal,), **self._options)
+
+    @property
+    def url(self):
+        return f"iser://127.0.0.1:{self.port}/{NAME}/0"
+
+
+@pytest.mark.parametrize("placement", ["engine", "datamover"])
+def test_our_session_and_our_target_speak_iser(placement):
+    with (
+        OverRdma(placement=placement) as serving,
+        host.connect("inline:") as engine,
+        iscsi.open(serving.url, engine) as device,
+    ):
+        assert device.block_count == BLOCKS
+        for count in (1, 40, 600):
+            data = pattern(count * BLOCK, count).tobytes()
+            device.write(5, data)
+            assert bytes(device.read(5, count)) == data
+    serving.wait_idle()
+
+
+def test_over_tcp_a_portal_for_iser_needs_an_engine_that_frames():
+    portal = ServedPortal(Portal("127.0.0.1", 0), rdma=True)
+    with pytest.raises(ValueError, match="iSER needs placement"):
+        ServerConfig((), (portal,))
