@@ -128,7 +128,8 @@ class Connection:
         self.deadline_ns = deadline_ns
         self.login: TargetLogin | None = None
         self.login_buffer: Buffer | None = None
-        self.rdma: RdmaLogin | None = None  # of a connection over RDMA
+        self.is_rdma = False
+        self.rdma: RdmaLogin | None = None  # of such a connection, until its login is over
         self.block: Buffer | None = None
         self.staging: Buffer | None = None
         self.target: Target | None = None

@@ -251,6 +251,7 @@ class Logins(Endings):
     def _begin_rdma(self, connection: Connection) -> None:
         from iscsi.target.rdma import RdmaLogin, RdmaService  # who has no iSER needs no verbs
 
+        connection.is_rdma = True
         if self._rdma is None:
             self._rdma = RdmaService(self._engine, self._channel, self.config.window)
         seconds = self.config.login_timeout_s

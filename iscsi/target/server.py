@@ -56,7 +56,10 @@ class TargetServer(LiveChanges):
         self._around = control.Surroundings(
             targets=self._targets.values(),
             portals=lambda connection: portals.advertised(
-                self.config, self._listening.values(), connection.peer[0]
+                self.config,
+                self._listening.values(),
+                connection.peer[0],
+                rdma=connection.is_rdma,
             ),
             may_see=self._may_see,
             sessions=lambda: list(self._sessions.values()),

@@ -7,11 +7,16 @@ import socket
 import threading
 import time
 
+import numpy as np
+
 from host.verbs import mpa
 from iscsi.wire.iser.connecting import Features
 from iscsi.wire.iser.records import IserLimits
-from ppe.cycle.rnic.iwarp.core import QpSpec
+from ppe.cycle.rnic.iwarp.core import RTS, QpSpec
+from shm.verbs import SEND_SIGNALED, WR_SEND
+from shm.view import address_of
 from tests.iscsi.iser_target import _RTR
+from tests.iscsi.wire.iser.fabric import Work
 from tests.iscsi.wire.iser.over_iwarp import IwarpQueuePair
 from tests.iscsi.wire.iser.pair import LENGTHS, IserInitiator
 from tests.ppe.rnic import joined
@@ -27,11 +32,14 @@ class SocketInitiator(threading.Thread):
         self.address, self.session, self.work = address, session, work
         self.window, self.invalidates = window, invalidates
         self.error = None
+        self.may_begin = threading.Event()  # whether the target takes messages already
+        self.may_begin.set()
 
     def run(self):
         try:
             with socket.create_connection(self.address, timeout=WAIT_S) as self.connection:
                 self._begin()
+                assert self.may_begin.wait(WAIT_S), "the target is not ready"
                 self.work(self)
         except BaseException as error:
             self.error = error
@@ -89,3 +97,21 @@ class SocketInitiator(threading.Thread):
         data = self.connection.recv(1 << 16)
         self.end.take(data)
         return bool(data)
+
+    def say(self, message):
+        """Send a message of the test's own, and nothing else."""
+        raw = np.frombuffer(message + b"\0", np.uint8).copy()
+        self.kept = raw
+        pieces = [(address_of(raw), len(message))] if message else []
+        self.side.qp.sends.append(Work(WR_SEND, SEND_SIGNALED, -1, 0, 0, 0, pieces))
+        self.connection.sendall(self.end.data_to_send())
+
+    def hears(self):
+        """Whether the target says anything but that it closes the connection."""
+        self.connection.settimeout(WAIT_S)
+        try:
+            data = self.connection.recv(1 << 16)
+        except ConnectionError:
+            return False
+        self.end.take(data)
+        return bool(data) and self.end.state == RTS

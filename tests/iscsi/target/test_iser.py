@@ -2,6 +2,8 @@
 host's. The initiator is one of plain sockets.
 """
 
+import contextlib
+import socket
 import time
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -13,16 +15,23 @@ import host
 import iscsi
 import ppe.cycle.services.iser  # noqa: F401 - compiles while tests are collected
 from host.verbs import ConnParam, Device, QpCap
+from iscsi.session.errors import AuthError
+from iscsi.session.initiator import InitiatorSession
+from iscsi.session.options import NEVER
+from iscsi.target.access import AccessPolicy, Grant, TargetAccess
 from iscsi.target.config import ServedPortal, ServerConfig
 from iscsi.target.connection import NO_DEADLINE, Connection
 from iscsi.target.server import TargetServer
 from iscsi.target.units import RamDisk, Target
 from iscsi.wire import scsi
+from iscsi.wire.chap import ChapAccount
+from iscsi.wire.errors import LoginRejected
 from iscsi.wire.iser.connecting import Features
 from iscsi.wire.iser.records import IserLimits
 from iscsi.wire.keys import ConnectionParams, SessionParams
 from iscsi.wire.login_common import LoginResult
 from iscsi.wire.names import Portal
+from ppe.cycle.rnic.records import mr_table_at
 from shm.verbs import WR_SEND
 from tests.iscsi.iser_initiator import WAIT_S, SocketInitiator
 from tests.iscsi.target.serving import ServerThread
@@ -56,6 +65,7 @@ class Serving:
             self.peer = SocketInitiator(
                 listener.address, self.session, work, invalidates=self.invalidates
             )
+            self.peer.may_begin.clear()
             self.peer.start()
             request = listener.get_request(WAIT_S)
             asked = Features.from_bytes(request.private_data)
@@ -65,6 +75,7 @@ class Serving:
             )
         limits = IserLimits(receives=64, depth=startup.ord, remote_invalidate=both.send_invalidate)
         self._enter(queue_pair.endpoint, limits)
+        self.peer.may_begin.set()  # now there are receives
         deadline = time.monotonic() + WAIT_S
         while self.peer.is_alive():
             assert time.monotonic() < deadline, "the initiator does not come to an end"
@@ -205,3 +216,100 @@ def test_over_tcp_a_portal_for_iser_needs_an_engine_that_frames():
     portal = ServedPortal(Portal("127.0.0.1", 0), rdma=True)
     with pytest.raises(ValueError, match="iSER needs placement"):
         ServerConfig((), (portal,))
+
+
+@pytest.fixture(scope="module")
+def over_rdma():
+    with OverRdma(placement="engine") as serving:
+        yield serving
+
+
+def registered(engine):
+    """Rows of an engine's table of memory that are taken."""
+    return int(mr_table_at(engine._port.tables.memory_table)[0]["used"])
+
+
+def test_sessions_one_after_the_other_leave_nothing_registered(over_rdma):
+    with host.connect("inline:") as engine:
+        for number in range(3):
+            with iscsi.open(over_rdma.url, engine) as device:
+                device.write(number, bytes(BLOCK))
+            over_rdma.wait_idle()
+            assert registered(engine) == registered(over_rdma.engine) == 0
+
+
+def test_several_sessions_at_once_each_see_what_the_others_wrote(over_rdma):
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(host.connect("inline:"))
+        devices = [stack.enter_context(iscsi.open(over_rdma.url, engine)) for _ in range(4)]
+        for number, device in enumerate(devices):
+            device.write(100 + number, bytes([number + 1]) * BLOCK)
+        for device in devices:
+            found = bytes(device.read(100, 4))
+            assert [found[BLOCK * number] for number in range(4)] == [1, 2, 3, 4]
+    over_rdma.wait_idle()
+
+
+def test_discovery_over_rdma_names_the_portals_over_rdma(over_rdma):
+    with host.connect("inline:") as engine:
+        url = f"iser://127.0.0.1:{over_rdma.port}"
+        with InitiatorSession(engine, url, recovery=NEVER) as session:
+            (found,) = session.discover()
+    assert found.name == NAME
+    assert [portal.port for portal in found.portals] == [over_rdma.port]
+    over_rdma.wait_idle()
+
+
+def test_an_unknown_target_is_refused_over_rdma(over_rdma):
+    with host.connect("inline:") as engine, pytest.raises(LoginRejected):
+        iscsi.open(over_rdma.url.replace(":t/", ":nobody/"), engine, recovery=NEVER)
+    over_rdma.wait_idle()
+
+
+def test_chap_works_over_rdma():
+    grant = Grant(accounts=(ChapAccount("user", b"secret-secret"),))
+    access = AccessPolicy({NAME: TargetAccess((grant,))})
+    with OverRdma(placement="engine", access=access) as serving:
+        with host.connect("inline:") as engine:
+            good = serving.url.replace("iser://", "iser://user%secret-secret@")
+            with iscsi.open(good, engine) as device:
+                device.write(0, bytes(BLOCK))
+            with pytest.raises(AuthError):
+                iscsi.open(serving.url.replace("iser://", "iser://user%wrong-wrong-wrong@"), engine)
+        serving.wait_idle()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        bytes(27),
+        bytes(75),
+        b"\x10" + bytes(27) + b"\x43" + bytes(4) + b"\x00\xff\xff" + bytes(40),
+    ],
+    ids=["empty", "no iSER header", "one byte short", "data beyond it"],
+)
+def test_a_login_that_is_too_short_for_what_it_says_hurts_nobody_else(over_rdma, message):
+    def work(peer):
+        peer.say(message)
+        assert not peer.hears(), "the connection is closed"
+
+    before = over_rdma.counts["logins failed"]
+    peer = SocketInitiator(("127.0.0.1", over_rdma.port), SessionParams(), work)
+    peer.start()
+    peer.join(WAIT_S)
+    assert peer.error is None
+    over_rdma.wait_idle()
+    assert over_rdma.counts["logins failed"] == before + 1
+    with host.connect("inline:") as engine, iscsi.open(over_rdma.url, engine) as device:
+        device.write(0, bytes(BLOCK))
+    over_rdma.wait_idle()
+
+
+@pytest.mark.parametrize("noise", [b"GET / HTTP/1.0\r\n\r\n", bytes(20), b"MPA ID Req Frame"])
+def test_what_is_no_mpa_request_is_closed(over_rdma, noise):
+    with socket.create_connection(("127.0.0.1", over_rdma.port), WAIT_S) as peer:
+        peer.sendall(noise)
+        peer.shutdown(socket.SHUT_WR)
+        assert peer.recv(64) == b""
+    over_rdma.wait_idle()
