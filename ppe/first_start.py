@@ -22,7 +22,11 @@ Report = Callable[[str, str], None]  # kind ("progress", "note", "ready"), text
 
 # Everything in them is compiled when it is imported.
 MODULES: Final = ("ppe.cycle.guard", "ppe.control")
-MODULES_APART: Final = ("ppe.cycle.services.datamover", "ppe.cycle.services.rdma")
+MODULES_APART: Final = (
+    "ppe.cycle.services.datamover",
+    "ppe.cycle.services.rdma",
+    "ppe.cycle.services.iser",
+)
 APART_SECONDS_MAX: Final = 300
 
 

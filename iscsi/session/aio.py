@@ -17,7 +17,7 @@ from host.errors import EngineDied
 from iscsi.session import commands, doors, jobs, unit
 from iscsi.session.aio_login import AsyncLogin
 from iscsi.session.core import Engine, SessionCore
-from iscsi.session.errors import ConnectionLost, SessionClosed
+from iscsi.session.errors import ConnectionLost, NotSupported, SessionClosed
 from iscsi.session.options import Options, Timeouts
 from iscsi.session.recovery import Recovery
 from iscsi.session.replay import Turn
@@ -51,6 +51,9 @@ class AsyncSession(commands.Commands):
 
     def __init__(self, engine: Engine, url: str | IscsiUrl, options: Options) -> None:
         self.core = SessionCore(engine, url, options)
+        if self.core.url.is_iser:
+            self.core.free()
+            raise NotSupported("iSER in an event loop is not supported: its login would block it")
         self.recovery = Recovery(self.core)
         self._loop = asyncio.get_running_loop()
         self._login = AsyncLogin(self.core)

@@ -26,6 +26,7 @@ from iscsi.session.job_records import JOBS_MAX
 from iscsi.session.options import Timeouts
 from iscsi.session.steps import Steps
 from iscsi.wire.discovery import DiscoveredTarget
+from iscsi.wire.mover import VECTORS_MAX
 from iscsi.wire.scsi_data import InquiryData
 from iscsi.wire.url import IscsiUrl, UrlError, parse_url
 from shm.view import address_of
@@ -135,7 +136,8 @@ class Device(commands.Commands):
 
     def _gathers(self, pieces: list[Piece], bounce_size: int) -> Iterator[Gather]:
         per_command = self.geometry.blocks_per_command
-        return gathers(pieces, self.block_size, per_command, bounce_size)
+        most = 1 if self.core.url.is_iser else VECTORS_MAX  # a tag opens one piece of memory
+        return gathers(pieces, self.block_size, per_command, bounce_size, most)
 
     def _what(self, lba: int, blocks: int, address: int, is_write: bool) -> dict[str, Any]:
         """The arguments of a transfer."""

@@ -4,7 +4,7 @@ Until the login is over nothing is read ahead, so the byte after its last PDU is
 """
 
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from iscsi.wire.mover_spec import INITIATOR, MoverSpec
 from iscsi.wire.names import Portal
 from iscsi.wire.port import PortLimits, port_at, round_up
 from shm.view import address_of
+
+if TYPE_CHECKING:
+    from iscsi.session.rdma import RdmaConnection
 
 STAGING_SIZE: Final = 256 << 10
 CONTROL_DATA_LENGTH: Final = 8192
@@ -56,6 +59,7 @@ class LoggedIn:
     portal: Portal
     login: LoginResult
     sent: int  # bytes the transport has taken
+    rdma: "RdmaConnection | None" = None  # None: it is a byte stream
 
 
 def log_in(memory: Memory, portal: Portal, login: InitiatorLogin) -> Steps[LoggedIn]:
@@ -94,6 +98,18 @@ def _receive_one(endpoint: int, buffer: Buffer, login: InitiatorLogin) -> Steps[
     login.receive_pdu(header, buffer.array[:length].tobytes())
 
 
+def sends_of(depth: int) -> int:
+    """PDUs that may be made and not sent, with so many commands open."""
+    return max(64, min(256, round_up(2 * depth)))
+
+
+def _vectors(state: LoggedIn, mode: int) -> int:
+    """Entries of a gather list: a datamover's, but a tag opens one piece of memory."""
+    if state.rdma is not None:
+        return 1
+    return VECTORS_MAX if mode == pump.MOVER else 0
+
+
 class Connection:
     """The hot state of a connection in the full feature phase: PORT and PUMP, and the session's
     WORKER attached to them.
@@ -109,12 +125,13 @@ class Connection:
         limits = InitiatorLimits(
             task_count=depth + SPARE_TASKS,
             port=PortLimits(
-                tx_entries=max(64, min(256, round_up(2 * depth))),
+                tx_entries=sends_of(depth),
                 control_data_length=CONTROL_DATA_LENGTH,
             ),
-            vectors=VECTORS_MAX if mode == pump.MOVER else 0,
+            vectors=_vectors(state, mode),
         )
         self.endpoint, self.portal, self.login = state.endpoint, state.portal, state.login
+        self._rdma = state.rdma
         size = -(-InitiatorConnection.size(state.login, limits) // LINE) * LINE
         self._buffers = [memory.alloc(size + MOVER_WORDS_SIZE)]
         self._buffers[0].array[:] = 0
@@ -158,7 +175,13 @@ class Connection:
         login = state.login
         sns = (login.cmd_sn, login.max_cmd_sn, login.stat_sn)
         spec = MoverSpec(
-            INITIATOR, login.session, login.connection, limits.port, (limits.task_count,), sns
+            INITIATOR,
+            login.session,
+            login.connection,
+            limits.port,
+            (limits.task_count,),
+            sns,
+            None if state.rdma is None else state.rdma.limits,
         )
         initiator_at(self.wire.address)[0]["is_mirror"] = 1
         block = self._buffers[0]
@@ -206,3 +229,6 @@ class Connection:
         for buffer in self._buffers:
             buffer.free()
         self._buffers.clear()
+        if self._rdma is not None:
+            self._rdma.free()
+            self._rdma = None

@@ -7,6 +7,7 @@ import errno
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from time import monotonic_ns
 from typing import Any, Final, Protocol
 
@@ -15,13 +16,12 @@ from host.channel import Channel
 from host.errors import EngineDied
 from host.memory import Buffer
 from iscsi.session import doors, jobs, procedures
-from iscsi.session.connection import Connection, LoggedIn, log_in
+from iscsi.session.connection import Connection, LoggedIn, log_in, sends_of
 from iscsi.session.controls import Controls
 from iscsi.session.credentials import auth_errors, credentials_of, security_of
 from iscsi.session.errors import (
     CommandTimeout,
     ConnectionLost,
-    NotSupported,
     SessionClosed,
     TooManyRedirects,
 )
@@ -31,10 +31,10 @@ from iscsi.session.outcome import error_of_connection
 from iscsi.session.patience import Patience
 from iscsi.session.replay import Ordering
 from iscsi.session.steps import Steps
-from iscsi.session.worker import Worker
+from iscsi.session.worker import SPARE_TASKS, Worker
 from iscsi.wire import scsi
 from iscsi.wire.errors import LoginRedirected, RemoteProtocolError
-from iscsi.wire.keys import Proposal
+from iscsi.wire.keys import IserParams, Proposal
 from iscsi.wire.login import InitiatorLogin
 from iscsi.wire.names import Portal, parse_address
 from iscsi.wire.scsi_data import BlockLimits, Capacity
@@ -73,13 +73,6 @@ class Engine(Protocol):
         """Connect to the successor of an engine that died."""
 
 
-def _checked_url(url: str | IscsiUrl) -> IscsiUrl:
-    parsed = parse_url(url) if isinstance(url, str) else url
-    if parsed.is_iser:
-        raise NotSupported("iSER is not supported yet: use iscsi://")
-    return parsed
-
-
 class SessionCore(procedures.Procedures):
     """One session with one connection at a time. `timeouts` may be changed while it runs.
 
@@ -89,14 +82,16 @@ class SessionCore(procedures.Procedures):
     engine: Engine
 
     def __init__(self, engine: Engine, url: str | IscsiUrl, options: Options) -> None:
-        self.url = _checked_url(url)
+        self.url = parse_url(url) if isinstance(url, str) else url
         self.options = options
+        # Over RDMA there is no byte stream that this side could frame.
+        self.mode = pump.MOVER if self.url.is_iser else options.mode
         self.credentials = options.credentials or credentials_of(self.url)
         self.timeouts = options.first_timeouts
         self.engine = engine
         self.channel = engine.channel(RING, RING)
         self.worker = Worker(options.queue_depth)
-        if options.mode == pump.MOVER:
+        if self.mode == pump.MOVER:
             # Inline there is nobody to wake, and whoever waits for more leaves the target idle.
             count = 1 if self.channel.is_inline else max(1, options.queue_depth // 2)
             self.worker.coalesce(options.coalesce or count, options.coalesce_us)
@@ -172,7 +167,7 @@ class SessionCore(procedures.Procedures):
         for _ in range(REDIRECTS_MAX + 1):
             try:
                 with auth_errors(portal, self.credentials):
-                    state: LoggedIn = yield from log_in(self.engine, portal, self._new_login())
+                    state: LoggedIn = yield from self._log_in(portal)
             except LoginRedirected as redirected:
                 found = parse_address(redirected.address)
                 assert found is not None, "the login checked the address"
@@ -186,8 +181,25 @@ class SessionCore(procedures.Procedures):
             f"gave up after {REDIRECTS_MAX}, at {portal.address}"
         )
 
+    def _log_in(self, portal: Portal) -> Steps[LoggedIn]:
+        if not self.url.is_iser:
+            return (yield from log_in(self.engine, portal, self._new_login()))
+        from iscsi.session import rdma  # who has no iSER needs no verbs
+
+        depth = self.options.queue_depth
+        made, result = rdma.connect(
+            self.engine,
+            self.channel,
+            portal,
+            self._new_login(),
+            tasks=depth + SPARE_TASKS,
+            sends=sends_of(depth),
+        )
+        self.endpoint = made.endpoint
+        return LoggedIn(made.endpoint, portal, result, 0, made)
+
     def _begin(self, state: LoggedIn) -> None:
-        mine = Connection(self.engine, self.channel, state, self.options.mode, self.worker)
+        mine = Connection(self.engine, self.channel, state, self.mode, self.worker)
         self._connection, self.controls, self.down = mine, Controls(), None
         self._guard = Guard(mine, self.worker, self.controls, self.reserved, monotonic_ns())
         self.pause_s = state.login.session.default_time2wait
@@ -213,6 +225,11 @@ class SessionCore(procedures.Procedures):
             digests.get("header_digest", wanted.header_digest),
             digests.get("data_digest", wanted.data_digest),
         )
+        if self.url.is_iser:
+            # Digests are the fabric's business, and unsolicited Data-Outs need receives that
+            # deployed targets do not declare.
+            session = replace(wanted.session, initial_r2t=True)
+            proposal = Proposal(session, iser=IserParams())
         name = self.options.initiator_name
         security = security_of(self.credentials)
         return InitiatorLogin(

@@ -31,6 +31,7 @@ class ServedPortal:
 
     portal: Portal
     advertise: Portal | None = None
+    rdma: bool = False  # iSER: connections are RDMA from their first byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,8 @@ class ServerConfig:
         check_placement(self.placement)
         if not 0 <= self.engines <= ENGINES_MAX:
             raise ValueError(f"engines {self.engines} is outside 0..{ENGINES_MAX}; 0 means all")
+        if self.placement == STREAM and any(each.rdma for each in self.served):
+            raise ValueError("a portal for iSER needs placement datamover or engine")
         for name in ("max_connections", "max_logins"):
             if not 1 <= getattr(self, name) <= 4096:
                 raise ValueError(f"{name} {getattr(self, name)} is outside 1..4096")

@@ -37,6 +37,7 @@ from iscsi.wire.target_task import TARGET
 from shm.view import address_of, window
 
 if TYPE_CHECKING:
+    from iscsi.target.rdma import RdmaLogin
     from iscsi.target.task_management import Asking, LateAnswer, Managed
 
 # A login PDU in, and the response to it out.
@@ -130,6 +131,8 @@ class Connection:
         self.deadline_ns = deadline_ns
         self.login: TargetLogin | None = None
         self.login_buffer: Buffer | None = None
+        self.is_rdma = False
+        self.rdma: RdmaLogin | None = None  # of such a connection, until its login is over
         self.block: Buffer | None = None
         self.staging: Buffer | None = None
         self.target: Target | None = None
@@ -249,8 +252,20 @@ class Connection:
         pump = self.pump
         pump["mode"], pump["home"], pump["scratch"] = MOVER, home, words + WORDS_SIZE
         counts = (limits.window, engine_limits.cold_length, self._lun_count if is_engine else 0)
-        sns = (result.cmd_sn, result.stat_sn)
-        spec = MoverSpec(TARGET_ROLE, result.session, result.connection, limits.port, counts, sns)
+        stat_sn, iser = result.stat_sn, None
+        if self.rdma is not None and result.iser is not None:
+            stat_sn = (stat_sn - 1) & 0xFFFFFFFF  # The login's last PDU is still to be sent.
+            longest = result.connection.max_recv_data_segment_length
+            iser = self.rdma.limits(result.iser, longest)
+        spec = MoverSpec(
+            TARGET_ROLE,
+            result.session,
+            result.connection,
+            limits.port,
+            counts,
+            (result.cmd_sn, stat_sn),
+            iser,
+        )
         hand_over(spec, self.block, words - home)
         self._words = window(words, WORDS_SIZE // 8, np.int64)
         self._join(result)
@@ -300,6 +315,8 @@ class Connection:
         """Give the login's memory back; nothing of it may be under way."""
         if self.login_buffer is not None:
             self.login_buffer.free()
+        if self.rdma is not None and self.rdma.free():
+            self.rdma = None
         self.login_buffer = self.login = None
 
     @property

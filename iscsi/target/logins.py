@@ -3,12 +3,13 @@ feature phase. What logins may take is bounded, and the oldest one makes room.
 """
 
 import logging
+from dataclasses import replace
 from functools import partial
 from time import monotonic_ns
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from host.channel import Completion
-from host.errors import EngineDied, EngineRefused
+from host.errors import EngineDied, EngineRefused, HostError
 from host.memory import Buffer
 from iscsi.target.connection import Connection, Phase
 from iscsi.target.endings import Endings
@@ -20,17 +21,24 @@ from iscsi.target.portals import Listening
 from iscsi.target.server_core import (
     ACCEPT,
     KIND_BITS,
+    LOGIN_BEGUN,
     LOGIN_DATA,
     LOGIN_HEADER,
+    LOGIN_MEMORY,
     LOGIN_SEND,
     NO_MEMORY,
 )
+from iscsi.wire import bhs
 from iscsi.wire.errors import LoginStatus, ProtocolError
-from iscsi.wire.keys import SessionParams
+from iscsi.wire.iser.build import REPLY_LENGTH
+from iscsi.wire.keys import IserParams, SessionParams
 from iscsi.wire.login import LoginIdentity, TargetLogin, TargetPolicy, refusal
 from iscsi.wire.mover_spec import MoverSpec
 from iscsi.wire.security import TargetSecurity
 from iscsi.wire.sense import Asc
+
+if TYPE_CHECKING:
+    from iscsi.target.rdma import RdmaLogin
 
 log: Final = logging.getLogger(__name__)
 
@@ -104,21 +112,26 @@ class Logins(Endings):
         self._slots[self._free_slots.pop()] = connection
         self._endpoints[lane, endpoint] = connection
         lane.connections += 1
+        offer = self.config.offer
+        if listening.is_rdma:
+            none = ("None",)
+            offer = replace(offer, header_digest=none, data_digest=none, iser=IserParams())
         try:
             connection.begin_login(
                 self._engine,
                 TargetLogin(
-                    self._policy(connection),
-                    proposal=self.config.offer,
-                    command_window=self.config.window,
+                    self._policy(connection), proposal=offer, command_window=self.config.window
                 ),
             )
+            if listening.is_rdma:
+                self._begin_rdma(connection)
         except NO_MEMORY as error:
             log.warning("%s: no memory for its login: %s", connection, error)
             self._close(connection)
             return
         self._logins[connection] = None
-        self._receive_login(connection, LOGIN_HEADER, connection.login_header)
+        first = connection.login_header if connection.rdma is None else connection.rdma.wanted
+        self._receive_login(connection, LOGIN_HEADER, first)
 
     def _policy(self, connection: Connection) -> TargetPolicy:
         return TargetPolicy(
@@ -209,6 +222,9 @@ class Logins(Endings):
         login = connection.login
         if login is None:
             return
+        if connection.rdma is not None:
+            self._rdma_step(connection, connection.rdma, kind, done)
+            return
         if kind == LOGIN_SEND:
             self._login_sent(connection, login, done)
             return
@@ -242,10 +258,91 @@ class Logins(Endings):
         if not out:
             self._close(connection)
             return
+        if connection.rdma is not None:
+            self._send_rdma_login(connection, connection.rdma, out)
+            return
         place = connection.login_output(out)
         data = connection.slot << KIND_BITS | LOGIN_SEND
         lane, endpoint = connection.lane, connection.endpoint
         lane.post(lambda: bool(lane.channel.post_send(endpoint, place, data)))
+
+    # --- the same over RDMA ------------------------------------------------------------------
+
+    def _begin_rdma(self, connection: Connection) -> None:
+        from iscsi.target.rdma import RdmaLogin, RdmaService  # who has no iSER needs no verbs
+
+        connection.is_rdma = True
+        lane = connection.lane
+        if lane not in self._rdma:
+            self._rdma[lane] = RdmaService(self._engine, lane.channel, self.config.window)
+        seconds = self.config.login_timeout_s
+        connection.rdma = RdmaLogin(self._rdma[lane], connection.endpoint, seconds)
+
+    def _rdma_step(
+        self, connection: Connection, rdma: "RdmaLogin", kind: int, done: Completion
+    ) -> None:
+        login, lane = connection.login, connection.lane
+        assert login is not None, "the caller looked"
+        try:
+            if kind == LOGIN_HEADER:
+                reply = rdma.request()
+                if reply is None:
+                    self._receive_login(connection, LOGIN_HEADER, rdma.wanted)
+                    return
+                data = connection.slot << KIND_BITS | LOGIN_SEND
+                endpoint = connection.endpoint
+                lane.post(lambda: bool(lane.channel.post_send(endpoint, reply, data)))
+            elif kind == LOGIN_SEND and not rdma.lkey:
+                data = connection.slot << KIND_BITS | LOGIN_MEMORY
+                lane.post(lambda: rdma.make_queue_pair(data))
+            elif kind == LOGIN_SEND and login.failed:
+                self._shut(connection)
+            elif kind == LOGIN_DATA:
+                try:
+                    login.receive_pdu(*rdma.received(done.length))
+                except ProtocolError as error:
+                    self.counts["logins failed"] += 1
+                    log.info("%s: %s", connection, error)
+                self._send_login(connection)
+        except (ConnectionError, HostError) as error:
+            self.counts["logins failed"] += 1
+            log.info("%s: %s", connection, error)
+            self._close(connection)
+
+    def _memory_ready(self, connection: Connection, done: Completion) -> None:
+        """The memory of a login over RDMA is registered: full operation begins."""
+        rdma = connection.rdma
+        if rdma is None or connection.phase is not Phase.LOGIN:
+            return
+        if done.status < 0:
+            self._close(connection)
+            return
+        receive = connection.slot << KIND_BITS | LOGIN_DATA
+        begun = connection.slot << KIND_BITS | LOGIN_BEGUN
+        connection.lane.post(lambda: rdma.begin(done, receive, begun))
+
+    def _send_rdma_login(self, connection: Connection, rdma: "RdmaLogin", out: bytes) -> None:
+        """Send the response in a Send. The last one goes out behind the receives of the full
+        feature phase, which the engine posts when it takes the connection over.
+        """
+        login = connection.login
+        assert login is not None, "it has something to send"
+        if not login.done:
+            receive = connection.slot << KIND_BITS | LOGIN_DATA
+            data = connection.slot << KIND_BITS | LOGIN_SEND
+            if not login.failed:
+                connection.lane.post(lambda: rdma.post_receive(receive))
+            connection.lane.post(lambda: rdma.post_send(out, data))
+            return
+        self._enter(connection, 0)
+        if connection.phase is Phase.FULL and connection.protocol is not None:
+            length = bhs.data_segment_length(out)
+            data_segment = out[bhs.BHS_LENGTH : bhs.BHS_LENGTH + length]
+            connection.protocol.send_control(out[: bhs.BHS_LENGTH], data_segment)
+            port = connection.port
+            longest = int(port["peer_max_recv_data_segment_length"])
+            port["peer_max_recv_data_segment_length"] = min(longest, REPLY_LENGTH)
+            self._touch(connection)
 
     def _login_sent(self, connection: Connection, login: TargetLogin, done: Completion) -> None:
         if login.failed:

@@ -18,6 +18,7 @@ class Listening:
         self, served: ServedPortal, listener: int, port: int, config: ServerConfig
     ) -> None:
         self.served, self.listener, self.port = served, listener, port
+        self.is_rdma = served.rdma
         tag = served.portal.portal_group_tag
         self.tag = config.portal_group_tag if tag is None else tag
 
@@ -51,8 +52,11 @@ def is_wildcard(host: str) -> bool:
         return host in ("", "*")
 
 
-def advertised(config: ServerConfig, listening: Iterable[Listening], peer: str) -> list[Portal]:
-    """The addresses a discovering peer is told, with their portal group tags.
+def advertised(
+    config: ServerConfig, listening: Iterable[Listening], peer: str, *, rdma: bool = False
+) -> list[Portal]:
+    """The addresses a discovering peer is told, with their portal group tags: those of the
+    transport that it came over.
 
     A wildcard portal is told as the address of ours that this peer reaches.
     """
@@ -61,6 +65,8 @@ def advertised(config: ServerConfig, listening: Iterable[Listening], peer: str) 
         return [Portal(portal.host, portal.port, tag) for portal in config.advertise]
     found = []
     for each in listening:
+        if each.is_rdma != rdma:
+            continue
         instead = each.served.advertise
         if instead is not None:
             found.append(Portal(instead.host, instead.port or each.port, each.tag))

@@ -23,6 +23,7 @@ from iscsi.target.server_core import (
     FENCE,
     KIND_BITS,
     LISTEN,
+    LOGIN_MEMORY,
     SHUTDOWN,
     UNIT,
 )
@@ -56,7 +57,10 @@ class TargetServer(LiveChanges):
         self._around = control.Surroundings(
             targets=self._targets.values(),
             portals=lambda connection: portals.advertised(
-                self.config, self._listening.values(), connection.peer[0]
+                self.config,
+                self._listening.values(),
+                connection.peer[0],
+                rdma=connection.is_rdma,
             ),
             may_see=self._may_see,
             sessions=lambda: list(self._sessions.values()),
@@ -190,6 +194,9 @@ class TargetServer(LiveChanges):
             self._fences.complete(done)
             return
         connection = self._slots[slot]
+        if kind == LOGIN_MEMORY and connection is not None and connection.lane is lane:
+            self._guard(connection, lambda each: self._memory_ready(each, done))
+            return
         if connection is None or (connection.lane, connection.endpoint) != (lane, done.endpoint):
             return
         if kind == CLOSE:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from shm.records import CQE
 from shm.segment import SegmentError
 from shm.view import address_of
 
+if TYPE_CHECKING:
+    from iscsi.target.rdma import RdmaService
+
 log: Final = logging.getLogger(__name__)
 T = TypeVar("T")
 COLD_MAX: Final = 256
@@ -41,6 +44,7 @@ CHANNEL_WORK: Final = 1024
 # The low bits of a user_data of Python's own operations; the rest is a slot, or a place.
 KIND_BITS: Final = 4
 ACCEPT, LOGIN_HEADER, LOGIN_DATA, LOGIN_SEND, SHUTDOWN, CLOSE, LISTEN, UNIT, FENCE = range(1, 10)
+LOGIN_MEMORY, LOGIN_BEGUN = 10, 11  # over RDMA: it is registered; full operation has begun
 NO_MEMORY: Final = (MemoryError, SegmentError, HostError, OSError)
 
 
@@ -68,6 +72,7 @@ class ServerCore(ABC):
         self._thread = threading.get_ident()
         self._waker: Waker | None = None
         self._record = np.zeros(1, SERVER)
+        self._rdma: dict[Lane, RdmaService] = {}  # of lanes to which somebody came over RDMA
         self._fences = Fences(FENCE, KIND_BITS)
         self.counts: Counter[str] = Counter()
         self.stopping = False

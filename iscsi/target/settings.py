@@ -229,9 +229,11 @@ def _portals(table: Table) -> tuple[ServedPortal, ...]:
         listen = _address(each, "listen", each.text("listen", DEFAULT_PORTAL, required=True))
         advertise = _address(each, "advertise", text) if (text := each.text("advertise")) else None
         tag = each.number("tag", 1, 0, 65535) if each.has("tag") else None
+        is_rdma = each.switch("iser", False)
         each.done()
         if listen is not None:
-            portals.append(ServedPortal(Portal(listen.host, listen.port, tag), advertise))
+            portal = Portal(listen.host, listen.port, tag)
+            portals.append(ServedPortal(portal, advertise, is_rdma))
     listens = [found.portal.address for found in portals if found.portal.port]
     for address in {text for text in listens if listens.count(text) > 1}:
         table.fault("portal", f"{address} is given twice")

@@ -139,6 +139,13 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"listen here, port 0 for any; may be given again (default: {DEFAULT_PORTAL})",
     )
     add(
+        "--iser",
+        metavar="HOST[:PORT]",
+        action="append",
+        default=[],
+        help="listen here for iSER over software iWARP; then an engine frames PDUs (--placement)",
+    )
+    add(
         "--advertise",
         metavar="HOST[:PORT]",
         action="append",

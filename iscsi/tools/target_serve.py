@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from iscsi.target import remote
 from iscsi.target.daemon import Daemon
-from iscsi.target.placement import PLACEMENTS
+from iscsi.target.placement import ENGINE, PLACEMENTS
 from iscsi.target.settings import Settings, load_file, parse_listen, read, read_lun
 from iscsi.target.toml_reader import Faults
 from iscsi.tools.target import DEFAULT_IQN, DEFAULT_PORTAL
@@ -29,6 +29,7 @@ _ARENA_SIZE: Final = 16 << 20
 _OF_THE_FILE: Final = {
     "units": "--ram, --file, --null",
     "portal": "--portal",
+    "iser": "--iser",
     "advertise": "--advertise",
     "iqn": "--iqn",
     "size": "--size",
@@ -101,18 +102,22 @@ def _settings_of_flags(args: argparse.Namespace) -> Settings:
                 f"{', '.join(PLACEMENTS)} are possible",
             )
         server["placement"] = args.placement
+    elif args.iser:
+        server["placement"] = ENGINE
     if args.engines is not None:
         server["engines"] = args.engines
-    for word in (*args.portal, *args.advertise):
+    for word in (*args.portal, *args.iser, *args.advertise):
         if parse_listen(word) is None:
-            what = "portal" if word in args.portal else "advertised address"
+            what = "advertised address" if word in args.advertise else "portal"
             raise UsageError(
                 f"{what} {word!r} is no address", "host, host:port or [IPv6]:port are possible"
             )
     server["advertise"] = args.advertise
+    plain = args.portal or ([] if args.iser else [DEFAULT_PORTAL])
     table = {
         "server": server,
-        "portal": [{"listen": word} for word in args.portal or [DEFAULT_PORTAL]],
+        "portal": [{"listen": word} for word in plain]
+        + [{"listen": word, "iser": True} for word in args.iser],
         "target": [{"name": args.iqn or DEFAULT_IQN, "lun": luns}],
     }
     return read(table, Faults("flags", {}), Path.cwd())
@@ -261,9 +266,10 @@ def _target(daemon: Daemon, words: dict[str, Any]) -> str:
 
 def _say_ready(daemon: Daemon, control: Path | None, as_json: bool) -> None:
     bound = daemon.server.bound
-    portals = [Portal(host, port).address for host, port in bound]
+    scheme = "iser" if daemon.settings.portals[0].rdma else "iscsi"
+    first = Portal(*bound[0]).address
     urls = [
-        f"iscsi://{portals[0]}/{target.name}/{lun.lun}"
+        f"{scheme}://{first}/{target.name}/{lun.lun}"
         for target in daemon.settings.targets
         for lun in target.luns
     ]

@@ -78,13 +78,13 @@ def _make_one(conn: int) -> None:
     address = token_address(token)
     if token_kind(token) == TOKEN_CONTROL:
         pop(conn + READY)
-        _make_control(conn, address)
+        make_control(conn, address)
         return
     task = task_at(address)[0]
     if task["stage"] == STAGE_COMMAND:
         _make_command(conn, address)
     elif task["stage"] == STAGE_UNSOLICITED:
-        _make_unsolicited(conn, address)
+        make_unsolicited(conn, address)
     elif task["r2t_count"] > 0:
         _make_solicited(conn, address)
     if task["stage"] == STAGE_NONE and task["r2t_count"] == 0:
@@ -94,7 +94,8 @@ def _make_one(conn: int) -> None:
 
 
 @nopython
-def _make_control(conn: int, slot: int) -> None:
+def make_control(conn: int, slot: int) -> None:
+    """A request that is no command, from its slot."""
     header = tx.begin(conn)
     copy_bytes(header, slot, bhs.BHS_LENGTH)
     store_32_be(header + bhs.OFFSET_EXP_STAT_SN, initiator_at(conn)[0]["exp_stat_sn"])
@@ -103,7 +104,7 @@ def _make_control(conn: int, slot: int) -> None:
 
 
 @nopython
-def _commit(conn: int, address: int, header: int, start: int, length: int) -> None:
+def commit(conn: int, address: int, header: int, start: int, length: int) -> None:
     """Send `length` bytes of the task's data from `start` under this header; they are in one
     piece.
     """
@@ -120,7 +121,7 @@ def _commit(conn: int, address: int, header: int, start: int, length: int) -> No
 
 
 @nopython
-def _longest(conn: int, address: int, start: int, length: int) -> int:
+def longest(conn: int, address: int, start: int, length: int) -> int:
     """How much of `length` bytes from `start` on one PDU takes: it ends where a piece ends."""
     length = min(length, port_at(conn)[0]["peer_max_recv_data_segment_length"])
     if task_at(address)[0]["run_count"]:
@@ -139,26 +140,40 @@ def _make_command(conn: int, address: int) -> None:
         unsolicited = min(mine["first_burst_length"], task["expected_length"])
     immediate = 0
     if mine["immediate_data"] and task["ahs_length"] == 0:
-        immediate = _longest(conn, address, 0, unsolicited)
+        immediate = longest(conn, address, 0, unsolicited)
     if mine["initial_r2t"] or immediate == unsolicited or task["ahs_length"] > 0:
         flags |= bhs.FLAG_FINAL
     task["stage"] = STAGE_NONE if flags & bhs.FLAG_FINAL else STAGE_UNSOLICITED
     task["sent"] = immediate
+    fill_command(header, address, flags, task["expected_length"])
+    if task["ahs_length"] > 0:  # All data is waited for then: immediate data would follow them.
+        commit_ahs(conn, address, header)
+    else:
+        commit(conn, address, header, 0, immediate)
+
+
+@nopython
+def fill_command(header: int, address: int, flags: int, length: int) -> None:
+    """The header of a SCSI Command for `length` bytes of data, all but its ExpStatSN."""
+    task = task_at(address)[0]
     store_8(header, SCSI_COMMAND)
     store_8(header + bhs.OFFSET_FLAGS, flags)
     store_64_be(header + bhs.OFFSET_LUN, task["lun"])
     store_32_be(header + bhs.OFFSET_ITT, task["itt"])
-    store_32_be(header + bhs.OFFSET_EXPECTED_DATA_TRANSFER_LENGTH, task["expected_length"])
+    store_32_be(header + bhs.OFFSET_EXPECTED_DATA_TRANSFER_LENGTH, length)
     store_32_be(header + bhs.OFFSET_CMD_SN, task["cmd_sn"])
     store_64(header + bhs.OFFSET_CDB, task["cdb0"])
     store_64(header + bhs.OFFSET_CDB + 8, task["cdb1"])
-    if task["ahs_length"] > 0:  # All data is waited for then: immediate data would follow them.
-        store_32_be(header + bhs.OFFSET_EXP_STAT_SN, mine["exp_stat_sn"])
-        task["tx_pending"] += 1
-        token = token_of(TOKEN_TASK, address)
-        tx.commit_segments(conn, header, task["ahs"], task["ahs_length"], token)
-        return
-    _commit(conn, address, header, 0, immediate)
+
+
+@nopython
+def commit_ahs(conn: int, address: int, header: int) -> None:
+    """Send a command with its additional header segments, and without data."""
+    task = task_at(address)[0]
+    store_32_be(header + bhs.OFFSET_EXP_STAT_SN, initiator_at(conn)[0]["exp_stat_sn"])
+    task["tx_pending"] += 1
+    token = token_of(TOKEN_TASK, address)
+    tx.commit_segments(conn, header, task["ahs"], task["ahs_length"], token)
 
 
 @nopython
@@ -175,16 +190,16 @@ def _make_data_out(
     store_32_be(header + bhs.OFFSET_DATA_SN, task["data_out_sn"])
     store_32_be(header + bhs.OFFSET_BUFFER_OFFSET, start)
     task["data_out_sn"] = 0 if is_final else task["data_out_sn"] + 1
-    _commit(conn, address, header, start, length)
+    commit(conn, address, header, start, length)
 
 
 @nopython
-def _make_unsolicited(conn: int, address: int) -> None:
+def make_unsolicited(conn: int, address: int) -> None:
     """The next Data-Out up to FirstBurstLength, immediate data counted (RFC 7143 §13.14)."""
     mine, task = initiator_at(conn)[0], task_at(address)[0]
     left = min(mine["first_burst_length"], task["expected_length"]) - task["sent"]
     start = task["sent"]
-    length = _longest(conn, address, start, left)
+    length = longest(conn, address, start, left)
     is_final = length == left
     task["sent"] += length
     if is_final:
@@ -199,7 +214,7 @@ def _make_solicited(conn: int, address: int) -> None:
     r2t = r2t_at(task["r2ts"] + R2T_SIZE * task["r2t_head"])[0]
     left = r2t["length"] - task["r2t_sent"]
     start = r2t["offset"] + task["r2t_sent"]
-    length = _longest(conn, address, start, left)
+    length = longest(conn, address, start, left)
     task["r2t_sent"] += length
     if length == left:
         task["r2t_head"] += 1

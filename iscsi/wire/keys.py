@@ -1,5 +1,6 @@
-"""The text keys of RFC 7143 §13 (and the authentication keys of §12): each declared once with its
-type, result function, range, default and place. Negotiation reads this table and nothing else.
+"""The text keys of RFC 7143 §13 (the authentication keys of §12, iSER's of RFC 7145 §6): each
+declared once with its type, result function, range, default and place. Negotiation reads this table
+and nothing else.
 """
 
 import re
@@ -9,7 +10,7 @@ from enum import Enum, Flag, auto
 from types import MappingProxyType
 from typing import Final
 
-from iscsi.wire.text import IRRELEVANT, MAX_VALUE_LENGTH, NO, NONE, REJECT, YES
+from iscsi.wire.text import MAX_VALUE_LENGTH, NO, NONE, REJECT, YES
 
 DIGEST_NONE: Final = NONE
 DIGEST_CRC32C: Final = "CRC32C"
@@ -19,6 +20,7 @@ SESSION_DISCOVERY: Final = "Discovery"
 DEFAULT_MAX_RECV_DATA_SEGMENT_LENGTH: Final = 8192
 _MIN_LENGTH: Final = 512
 _MAX_LENGTH: Final = (1 << 24) - 1
+_MAX_COUNT: Final = (1 << 32) - 1
 # A CHAP binary value has up to 1024 bytes (RFC 7143 §12.1.3): "0x" and two digits for each.
 _MAX_BINARY_VALUE: Final = 2 + 2 * 1024
 _MAX_KERBEROS_VALUE: Final = 4096
@@ -34,7 +36,7 @@ class Rule(Enum):
     MAX = auto()
     DECLARED = auto()  # each side says its own; there is no answer
     SECURITY = auto()  # belongs to the authentication method
-    FIXED = auto()  # always gets the same answer: obsolete, or of a transport that this is not
+    FIXED = auto()  # always gets the same answer: obsolete
 
 
 class Place(Flag):
@@ -60,8 +62,9 @@ class Key:
     """One row of the table. `attribute` names the field of the parameter classes below;
     `leading_only` keys belong to the session's first connection; `normal_only` keys are
     Irrelevant in a discovery session; `offer_default` is False for keys that older peers do not
-    know and that are offered only to change something. `choices` bounds a list, `low`..`high` a
-    number; `answer` is what a FIXED key gets.
+    know and that are offered only to change something; `rdma_only` keys are Irrelevant on a
+    connection that is not RDMA. `choices` bounds a list, `low`..`high` without `excluded` a number;
+    `answer` is what a FIXED key gets.
     """
 
     name: str
@@ -75,6 +78,8 @@ class Key:
     leading_only: bool = False
     normal_only: bool = False
     offer_default: bool = True
+    rdma_only: bool = False
+    excluded: tuple[int, ...] = ()
     max_value_length: int = MAX_VALUE_LENGTH
     answer: str = REJECT
 
@@ -101,7 +106,9 @@ class Key:
 
 def _attribute(name: str) -> str:
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
-    return spaced.replace("i_SCSI", "iscsi").lower()
+    for apart, together in (("i_SCSI", "iscsi"), ("i_SER", "iser"), ("PD_Us", "PDUs")):
+        spaced = spaced.replace(apart, together)
+    return spaced.lower()
 
 
 def _session(
@@ -134,6 +141,38 @@ def _security(name: str, max_value_length: int = MAX_VALUE_LENGTH, high: int = 0
 
 def _fixed(name: str, answer: str) -> Key:
     return Key(name, Rule.FIXED, Place.LOGIN, answer=answer)
+
+
+def _iser_length(name: str) -> Key:
+    return Key(
+        name,
+        Rule.MIN,
+        Place.LOGIN,
+        str(DEFAULT_MAX_RECV_DATA_SEGMENT_LENGTH),
+        low=_MIN_LENGTH,
+        high=_MAX_LENGTH,
+        rdma_only=True,
+    )
+
+
+def _iser_count(name: str, default: str) -> Key:
+    """Declared; 0 means that there is no limit."""
+    return Key(
+        name,
+        Rule.DECLARED,
+        Place.LOGIN,
+        default,
+        low=0,
+        high=_MAX_COUNT,
+        excluded=(1,),
+        rdma_only=True,
+    )
+
+
+def _iser_flag(name: str) -> Key:
+    return Key(
+        name, Rule.DECLARED, Place.LOGIN, NO, Sender.INITIATOR, choices=(YES, NO), rdma_only=True
+    )
 
 
 _ROWS: Final = (
@@ -212,19 +251,21 @@ _ROWS: Final = (
     _security("KRB_AP_REP", _MAX_KERBEROS_VALUE),
     # Obsolete (RFC 7143 §13.25), and still sent by clients in the field.
     *(_fixed(name, REJECT) for name in ("IFMarker", "OFMarker", "IFMarkInt", "OFMarkInt")),
-    # iSER's keys (RFC 7145 §6) in a login over TCP: no RDMA, and so nothing that it would need.
-    _fixed("RDMAExtensions", NO),
-    *(
-        _fixed(name, IRRELEVANT)
-        for name in (
-            "InitiatorRecvDataSegmentLength",
-            "TargetRecvDataSegmentLength",
-            "MaxAHSLength",
-            "TaggedBufferForSolicitedDataOnly",
-            "iSERHelloRequired",
-            "MaxOutstandingUnexpectedPDUs",
-        )
+    # iSER's (RFC 7145 §6): without RDMA the first is No, and the others mean nothing.
+    Key(
+        "RDMAExtensions",
+        Rule.AND,
+        Place.LOGIN,
+        NO,
+        leading_only=True,
+        offer_default=False,
     ),
+    _iser_length("InitiatorRecvDataSegmentLength"),
+    _iser_length("TargetRecvDataSegmentLength"),
+    _iser_count("MaxOutstandingUnexpectedPDUs", "0"),
+    _iser_count("MaxAHSLength", "256"),
+    _iser_flag("TaggedBufferForSolicitedDataOnly"),
+    _iser_flag("iSERHelloRequired"),
 )
 
 KEYS: Final[Mapping[str, Key]] = MappingProxyType({key.name: key for key in _ROWS})
@@ -244,7 +285,7 @@ def parse_number(key: Key, value: str) -> int | None:
     if not _NUMBER.fullmatch(value):
         return None
     number = int(value, 16) if value[:2] in ("0x", "0X") else int(value)
-    return number if key.low <= number <= key.high else None
+    return number if key.low <= number <= key.high and number not in key.excluded else None
 
 
 def is_valid(key: Key, value: str) -> bool:
@@ -306,6 +347,20 @@ class SessionParams:
     error_recovery_level: int = 0
     iscsi_protocol_level: int = 1
     task_reporting: str = "RFC3720"
+    rdma_extensions: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class IserParams:
+    """What one side declares for a connection over RDMA (RFC 7145 §6): how many unexpected PDUs it
+    has receives for at most and how many bytes of AHS (0: no limit), and an initiator, whether its
+    tags name solicited data only, and whether it begins with a Hello. The defaults are the RFC's.
+    """
+
+    max_outstanding_unexpected_pdus: int = 0
+    max_ahs_length: int = 256
+    tagged_buffer_for_solicited_data_only: bool = False
+    iser_hello_required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,16 +378,28 @@ class ConnectionParams:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What one side brings to the negotiation. Digest lists are in order of preference."""
+    """What one side brings to the negotiation. Digest lists are in order of preference. With
+    `iser` the connection is RDMA, and the other two lengths count instead of the first one.
+    """
 
     session: SessionParams = SessionParams(initial_r2t=False, first_burst_length=262144)
     max_recv_data_segment_length: int = 262144
     header_digest: tuple[str, ...] = (DIGEST_NONE,)
     data_digest: tuple[str, ...] = (DIGEST_NONE,)
+    iser: IserParams | None = None
+    initiator_recv_data_segment_length: int = DEFAULT_MAX_RECV_DATA_SEGMENT_LENGTH
+    target_recv_data_segment_length: int = DEFAULT_MAX_RECV_DATA_SEGMENT_LENGTH
+
+    @property
+    def rdma_extensions(self) -> bool:
+        """Whether the connection is RDMA."""
+        return self.iser is not None
 
     def text(self, key: Key) -> str:
         """This side's value of a key as it goes into text."""
-        own = getattr(self if hasattr(self, key.attribute) else self.session, key.attribute)
+        places = (self, self.iser or IserParams(), self.session)
+        place = next(each for each in places if hasattr(each, key.attribute))
+        own = getattr(place, key.attribute)
         if isinstance(own, bool):
             return YES if own else NO
         return ",".join(own) if isinstance(own, tuple) else str(own)

@@ -19,6 +19,7 @@ from iscsi.wire.errors import (
 from iscsi.wire.keys import (
     KEYS,
     ConnectionParams,
+    IserParams,
     Place,
     Proposal,
     Rule,
@@ -52,7 +53,8 @@ class LoginResult:
 
     `stat_sn` is the next StatSN the target sends; `cmd_sn` the CmdSN of the first command.
     On a connection added to a session, an initiator's `session` holds defaults: the session has
-    its own. `user` is the CHAP name that the initiator proved, None without authentication.
+    its own. `user` is the CHAP name that the initiator proved, None without authentication. `iser`
+    is what the peer declared for a connection over RDMA, None over TCP.
     """
 
     session: SessionParams
@@ -68,6 +70,7 @@ class LoginResult:
     target_portal_group_tag: int | None = None
     target_alias: str | None = None
     user: str | None = None
+    iser: IserParams | None = None
 
     @property
     def is_discovery(self) -> bool:

@@ -200,4 +200,5 @@ class InitiatorLogin(LoginMachine):
             stat_sn=self._exp_stat_sn,
             target_portal_group_tag=None if tag is None else parse_number(_GROUP_TAG, tag),
             target_alias=declared.get("TargetAlias"),
+            iser=self._negotiation.iser_params(),
         )

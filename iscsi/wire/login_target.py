@@ -150,7 +150,7 @@ class TargetLogin(LoginMachine):
         if self.stage is Stage.OPERATIONAL:
             if not self._declared:
                 self._declared = True
-                answers.append(self._negotiation.declaration())
+                answers += self._negotiation.declarations()
             if header.transit:
                 answers += self._negotiation.offer_needed()
         elif header.transit and header.nsg == Stage.FULL_FEATURE:
@@ -274,6 +274,7 @@ class TargetLogin(LoginMachine):
             target_portal_group_tag=self._policy.portal_group_tag if who.target_name else None,
             target_alias=self._policy.target_alias,
             user=self._security.user,
+            iser=self._negotiation.iser_params(),
         )
         return tsih
 

@@ -10,6 +10,8 @@ from typing import Any, Final
 import numpy as np
 
 from iscsi.wire.initiator_task import InitiatorLimits, build_initiator, initiator_size
+from iscsi.wire.iser.build import build_initiator_iser, build_target_iser
+from iscsi.wire.iser.records import IserLimits, iser_size
 from iscsi.wire.keys import ConnectionParams, SessionParams
 from iscsi.wire.lun import GATE_CLOSED
 from iscsi.wire.mover import LAYOUT, VECTORS_MAX
@@ -30,13 +32,14 @@ COPY_COUNT: Final = 16  # a power of two; 1 MiB a connection with a data digest
 COLD_LENGTH_MAX: Final = 1 << 16
 UNITS_MAX: Final = 1 << 14
 SN_MAX: Final = 0xFFFFFFFF
+RECEIVES_MAX: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class MoverSpec:
     """A connection as its login left it. `sns`: for an initiator CmdSN, MaxCmdSN and ExpStatSN; for
     a target CmdSN and StatSN. `counts`: for an initiator its tasks; for a target window,
-    cold_length and units.
+    cold_length and units. `iser`: the connection is a queue pair.
     """
 
     role: str
@@ -45,6 +48,7 @@ class MoverSpec:
     port: PortLimits
     counts: tuple[int, ...]
     sns: tuple[int, ...]
+    iser: IserLimits | None = None
 
     def to_message(self) -> dict[str, Any]:
         """As plain values."""
@@ -56,6 +60,7 @@ class MoverSpec:
             "port": asdict(self.port),
             "counts": list(self.counts),
             "sns": list(self.sns),
+            "iser": None if self.iser is None else asdict(self.iser),
         }
 
     @classmethod
@@ -73,6 +78,7 @@ class MoverSpec:
             _record(PortLimits, message.get("port")),
             _numbers(message.get("counts"), "counts"),
             _numbers(message.get("sns"), "sns"),
+            None if message.get("iser", 0) is None else _record(IserLimits, message.get("iser")),
         )
         spec.check()
         return spec
@@ -99,10 +105,22 @@ class MoverSpec:
             raise ValueError("a target has three counts and two serial numbers")
         if self.role == TARGET:
             _range("cold_length", self.counts[1], 512, COLD_LENGTH_MAX)
+        if self.iser is not None:
+            self._check_iser(self.iser)
+
+    def _check_iser(self, limits: IserLimits) -> None:
+        longest = self.connection.max_recv_data_segment_length
+        _range("receives", limits.receives, 2, RECEIVES_MAX)
+        _range("data_length", limits.data_length, longest, CONTROL_LENGTH_MAX)
+        if self.connection.header_digest or self.connection.data_digest:
+            raise ValueError("over RDMA there are no digests")
+        if self.role == TARGET:
+            _range("cold_length", self.counts[1], longest, COLD_LENGTH_MAX)
 
     @property
     def _initiator(self) -> InitiatorLimits:
-        return InitiatorLimits(self.counts[0], self.port, VECTORS_MAX)
+        # A tag names one piece of memory.
+        return InitiatorLimits(self.counts[0], self.port, VECTORS_MAX if self.iser is None else 1)
 
     @property
     def _target(self) -> TargetLimits:
@@ -125,6 +143,19 @@ class MoverSpec:
     @property
     def size(self) -> int:
         """Bytes of the connection's block."""
+        if self.iser is None:
+            return self._size
+        tasks = self._initiator.task_count if self.role == INITIATOR else self._target.task_count
+        counts = (self.port.tx_entries, tasks, self.port.control_slots)
+        return self.iser_offset + iser_size(self.iser, *counts)
+
+    @property
+    def iser_offset(self) -> int:
+        """Where its ISER lies."""
+        return _whole(self._size)
+
+    @property
+    def _size(self) -> int:
         if self.role == INITIATOR:
             return initiator_size(self.session, self._initiator)
         halves = _whole(target_size(self._target, self.units)) + _whole(lower_size(self._target))
@@ -154,6 +185,8 @@ class MoverSpec:
             max_cmd_sn=max_cmd_sn,
             exp_stat_sn=exp_stat_sn,
         )
+        if self.iser is not None:
+            build_initiator_iser(address + self.iser_offset, address, self.iser)
 
     def _build_target(self, address: int, luns: int) -> None:
         cmd_sn, stat_sn = self.sns
@@ -175,6 +208,8 @@ class MoverSpec:
         if self.units:  # The host says what may be served, before anything is.
             gates = int(target_at(address)[0]["nexus"])
             window(gates, self.units, np.int64)[:] = GATE_CLOSED
+        if self.iser is not None:
+            build_target_iser(address + self.iser_offset, address, self.iser)
 
 
 def _whole(size: int) -> int:

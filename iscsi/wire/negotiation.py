@@ -2,13 +2,14 @@
 was agreed at the end. Each key is settled once; every rule comes from the table in `keys`.
 """
 
-from typing import Final
+from typing import Any, Final
 
 from iscsi.wire.errors import LocalProtocolError, RemoteProtocolError
 from iscsi.wire.keys import (
     DIGEST_CRC32C,
     KEYS,
     ConnectionParams,
+    IserParams,
     Key,
     Place,
     Proposal,
@@ -21,7 +22,7 @@ from iscsi.wire.keys import (
     parse_number,
     plain,
 )
-from iscsi.wire.text import IRRELEVANT, NO, NOT_UNDERSTOOD, REFUSALS, REJECT, YES, Pair
+from iscsi.wire.text import IRRELEVANT, NO, NONE, NOT_UNDERSTOOD, REFUSALS, REJECT, YES, Pair
 
 _MAX_RECV: Final = KEYS["MaxRecvDataSegmentLength"]
 # Repeated by clients in the field in each stage; harmless while the value stays the same.
@@ -59,6 +60,9 @@ class Negotiation:
             mine = proposal.text(key) if key.is_negotiated or key is _MAX_RECV else None
             if mine is not None and not all(is_valid(key, v) for v in mine.split(",")):
                 raise LocalProtocolError(f"{key.name}={mine} is not allowed")
+        digests = proposal.header_digest + proposal.data_digest
+        if proposal.rdma_extensions and set(digests) != {NONE}:
+            raise LocalProtocolError("over RDMA there are no digests (RFC 7145 §6)")
 
     def set_discovery(self) -> None:
         """From now on, keys of normal sessions are Irrelevant and not offered."""
@@ -69,15 +73,24 @@ class Negotiation:
         keys = [
             key for key in self._open_keys() if key.offer_default or self._ours(key) != key.default
         ]
-        return [self.declaration(), *(self._offer(key) for key in keys)]
+        return [*self.declarations(), *(self._offer(key) for key in keys)]
 
     def offer_needed(self) -> list[Pair]:
         """Offers for keys nobody mentioned whose RFC default this side could not accept."""
         return [self._offer(key) for key in self._open_keys() if not self._accepts_default(key)]
 
-    def declaration(self) -> Pair:
-        """Our MaxRecvDataSegmentLength."""
-        return _MAX_RECV.name, self._proposal.text(_MAX_RECV)
+    def declarations(self) -> list[Pair]:
+        """Our MaxRecvDataSegmentLength; over RDMA, where it means nothing (RFC 7145 §6), what of
+        iSER's keys differs from their defaults.
+        """
+        text = self._proposal.text
+        if not self._is_rdma:
+            return [(_MAX_RECV.name, text(_MAX_RECV))]
+        ours = Sender.BOTH ^ self._peer
+        keys = [key for key in KEYS.values() if key.rdma_only and key.rule is Rule.DECLARED]
+        return [
+            (key.name, text(key)) for key in keys if key.sender & ours and text(key) != key.default
+        ]
 
     def receive(self, pairs: list[Pair], place: Place) -> list[Pair]:
         """Take the peer's pairs; returns the answers owed, in order.
@@ -121,11 +134,24 @@ class Negotiation:
             if key.is_negotiated and key.leading_only and key.name in self._agreed
         }
         params = SessionParams(**found)  # type: ignore[arg-type]
+        if self._is_rdma and not params.rdma_extensions:
+            raise RemoteProtocolError("RDMAExtensions=Yes was not agreed on, and this is RDMA")
         longest = min(params.first_burst_length, params.max_burst_length)
         return SessionParams(**{**found, "first_burst_length": longest})  # type: ignore[arg-type]
 
     def connection_params(self) -> ConnectionParams:
         """The connection's values."""
+        if self._is_rdma:
+            names = ("InitiatorRecvDataSegmentLength", "TargetRecvDataSegmentLength")
+            initiator, target = (
+                int(self._agreed.get(name) or KEYS[name].default or "0") for name in names
+            )
+            is_initiator = self._peer is Sender.TARGET
+            return (
+                ConnectionParams(initiator, target)
+                if is_initiator
+                else ConnectionParams(target, initiator)
+            )
         peer = parse_number(_MAX_RECV, self.declared.get(_MAX_RECV.name, _MAX_RECV.default or ""))
         assert peer is not None, "range was checked on receipt"
         return ConnectionParams(
@@ -134,6 +160,22 @@ class Negotiation:
             self._agreed.get("HeaderDigest") == DIGEST_CRC32C,
             self._agreed.get("DataDigest") == DIGEST_CRC32C,
         )
+
+    def iser_params(self) -> IserParams | None:
+        """What the peer declared for a connection over RDMA; None over TCP."""
+        if not self._is_rdma:
+            return None
+        names = {KEYS[name].attribute: KEYS[name] for name in self.declared if KEYS[name].rdma_only}
+        found = {attribute: self.declared[key.name] for attribute, key in names.items()}
+        values: dict[str, Any] = {
+            attribute: text == YES if names[attribute].choices else _value(names[attribute], text)
+            for attribute, text in found.items()
+        }
+        return IserParams(**values)
+
+    @property
+    def _is_rdma(self) -> bool:
+        return self._proposal.rdma_extensions
 
     def _open_keys(self) -> list[Key]:
         return [
@@ -144,6 +186,7 @@ class Negotiation:
             and key.name not in self._agreed
             and not (self._discovery and key.normal_only)
             and (self._leading or not key.leading_only)
+            and (self._is_rdma or not key.rdma_only)
         ]
 
     def _offer(self, key: Key) -> Pair:
@@ -177,6 +220,8 @@ class Negotiation:
             return [] if value in REFUSALS else [(name, REJECT)]
         if key.rule is Rule.FIXED:
             return self._answer_once(name, value, key.answer)
+        if key.rdma_only and not self._is_rdma:
+            return self._answer_once(name, value, IRRELEVANT)
         if key.rule is Rule.DECLARED:
             self._receive_declaration(key, value)
             return []

@@ -139,7 +139,7 @@ def on_post(conn: int, post: int, home: int, home_size: int, handle: int) -> int
     elif opcode == GATE:
         outcome = _gate(conn, mine["arg0"], mine["arg1"])
     elif opcode == CANCEL:
-        outcome = _cancel(conn, mine["arg0"])
+        outcome = _cancel(conn, mine["arg0"], handle)
     else:
         outcome = -EOPNOTSUPP
     if outcome == PENDING:
@@ -237,8 +237,11 @@ def _answer(conn: int, post: int, home: int, home_size: int, handle: int) -> int
 
 
 @nopython
-def _cancel(conn: int, task_id: int) -> int:
-    """Let nothing more be placed for a GET; it ends when its initiator has sent what was asked."""
+def _cancel(conn: int, task_id: int, handle: int) -> int:
+    """Let nothing more be placed for a GET; it ends when its initiator has sent what was asked.
+
+    Over a queue pair that is what has to be waited for: nobody can end an RDMA Read.
+    """
     address = _task_named(conn, task_id)
     if address == 0 or task_at(address)[0]["post"] != POST_GET:
         return -ENOENT
@@ -246,7 +249,20 @@ def _cancel(conn: int, task_id: int) -> int:
     if port_at(conn)[0]["rx_object"] == address:
         forget_place(conn)
     end_spoiled(conn, address)
+    if task_at(address)[0]["tx_pending"]:
+        return _when_sent(conn, handle, CANCEL, 0)
     return 0
+
+
+@nopython
+def _when_sent(conn: int, handle: int, opcode: int, count: int) -> int:
+    """Have a post end when everything that is in line by now was sent."""
+    lower = target_at(conn)[0]["lower"]
+    push(lower + SENDING, handle)
+    push(lower + SENDING, opcode)
+    push(lower + SENDING, count)
+    push(lower + SENDING, port_at(conn)[0]["tx_made"])
+    return PENDING
 
 
 # --- other requests --------------------------------------------------------------------------
@@ -273,7 +289,10 @@ def _abort(conn: int, post: int, handle: int) -> int:
         mine["arg0"] = _open_tasks(conn, mine["arg0"], mine["arg1"], mine["flags"] & OLDEST != 0)
         return 0
     if mine["flags"] & REFUSE:
-        mine["arg0"] = _refuse(conn, mine["arg0"], mine["arg1"] & SENSE_MASK)
+        lun, before = mine["arg0"], lower_at(lower)[0]["refused_reads"]
+        mine["arg0"] = _refuse(conn, lun, mine["arg1"] & SENSE_MASK)
+        if lower_at(lower)[0]["refused_reads"] != before:
+            return _when_sent(conn, handle, ABORT, mine["arg0"])
         return 0
     if mine["flags"] & ONE_TASK:
         count = 1 if _abort_one(conn, mine["arg1"] & WORD_MASK, mine["arg0"]) else 0
@@ -283,20 +302,23 @@ def _abort(conn: int, post: int, handle: int) -> int:
     if not _sends_aborted(conn):
         mine["arg0"] = count
         return 0
-    push(lower + SENDING, handle)
-    push(lower + SENDING, count)
-    push(lower + SENDING, port_at(conn)[0]["tx_made"])
-    return PENDING
+    return _when_sent(conn, handle, ABORT, count)
 
 
 @nopython
 def _refuse(conn: int, lun: int, sense: int) -> int:
-    """End WRITEs that wait for data; they use their unit no more, whenever the rest comes."""
+    """End WRITEs that wait for data; they use their unit no more, whenever the rest comes, but for
+    one whose RDMA Read is under way: that still does.
+    """
     mine = target_at(conn)[0]
     count = refuse_writes(conn, lun, sense)
     for index in range(mine["task_count"]):
         task = task_at(int(mine["tasks"] + TASK_SIZE * index))[0]
-        if task["post"] == POST_UNIT and task["spoiled"] and task["lun_number"] == lun:
+        if task["post"] != POST_UNIT or not task["spoiled"] or task["lun_number"] != lun:
+            continue
+        if task["tx_pending"]:
+            lower_at(mine["lower"])[0]["refused_reads"] += 1
+        else:
             units.lun_at(task["unit"])[0]["under_way"] -= 1
             task["post"] = POST_NONE
     return count
@@ -364,16 +386,17 @@ def event_next(conn: int, event: int) -> bool:
 
 @nopython
 def _end_aborts(conn: int, lower: int) -> None:
-    """End the ABORTs behind whose tasks' data everything was sent."""
+    """End the ABORTs and CANCELs that wait for what was in line before them."""
     sent = port_at(conn)[0]["tx_sent"]
     while not is_empty(lower + SENDING):
         queue = queue_at(lower + SENDING)[0]
         mask = queue["capacity"] - 1
-        if load_64(queue["slots"] + 8 * ((queue["head"] + 2) & mask)) > sent:
+        if load_64(queue["slots"] + 8 * ((queue["head"] + 3) & mask)) > sent:
             return
-        handle, count = pop(lower + SENDING), pop(lower + SENDING)
+        handle, opcode = pop(lower + SENDING), pop(lower + SENDING)
+        count = pop(lower + SENDING)
         pop(lower + SENDING)
-        ended(lower, handle, ABORT, 0, count)
+        ended(lower, handle, opcode, 0, count)
 
 
 @nopython
@@ -419,7 +442,8 @@ def end_all(conn: int, status: int) -> None:
         queue_at(queue)[0]["head"] = queue_at(queue)[0]["tail"]
     _end_tasks(conn, mine["over"])
     while not is_empty(lower + SENDING):
-        ended(lower, pop(lower + SENDING), ABORT, mine["over"], 0)
+        handle = pop(lower + SENDING)
+        ended(lower, handle, pop(lower + SENDING), mine["over"], 0)
         queue_at(lower + SENDING)[0]["head"] += 2
     while not is_empty(lower + WAITING):
         ended(lower, pop(lower + WAITING), CONTROL, mine["over"], 0)

@@ -42,6 +42,7 @@ NOP_IN: Final = int(bhs.Opcode.NOP_IN)
 TASK_MANAGEMENT_RESPONSE: Final = int(bhs.Opcode.TASK_MANAGEMENT_RESPONSE)
 TEXT_RESPONSE: Final = int(bhs.Opcode.TEXT_RESPONSE)
 LOGOUT_RESPONSE: Final = int(bhs.Opcode.LOGOUT_RESPONSE)
+LOGIN_RESPONSE: Final = int(bhs.Opcode.LOGIN_RESPONSE)
 ASYNC_MESSAGE: Final = int(bhs.Opcode.ASYNC_MESSAGE)
 REJECT: Final = int(bhs.Opcode.REJECT)
 
@@ -83,12 +84,22 @@ def send(conn: int, header: int, length: int) -> int:
     if slot == 0:
         return -EAGAIN
     # Only now: the host's memory may change at any time.
-    if not _is_plain(load_8(slot) & bhs.OPCODE_MASK):
+    opcode = load_8(slot) & bhs.OPCODE_MASK
+    if not _is_plain(opcode) and not _ends_login(conn, opcode):
         control_give(conn, slot)
         return -EINVAL
     store_8(slot + bhs.OFFSET_TOTAL_AHS_WORDS, 0)
     push(conn + READY, token_of(TOKEN_CONTROL, slot))
     return 0
+
+
+@nopython
+def _ends_login(conn: int, opcode: int) -> bool:
+    """Over a queue pair the last Login Response is the first PDU of the full feature phase, so that
+    the receives for what follows it are posted before.
+    """
+    port = port_at(conn)[0]
+    return bool(opcode == LOGIN_RESPONSE and port["tx_made"] == 0 and port["rx_pdus"] == 0)
 
 
 @nopython

@@ -27,9 +27,11 @@ LOWER: Final = record(
     Field("open_posts", "<i8"),  # taken, and their events not fetched
     Field("post_limit", "<i8"),
     Field("aborts", "<i8"),  # `arg2` of the newest ABORT that was carried out
+    Field("refused_reads", "<i8"),  # WRITEs that were refused while their data was being read
     Field("notices", QUEUE),  # tokens of what the host is to see, in the order it came
     Field("ended", QUEUE),  # four words for each event
-    Field("sending", QUEUE),  # three words for each ABORT: handle, count, position in `tx_made`
+    # Four words for each ABORT or CANCEL that waits: handle, opcode, count, position in `tx_made`.
+    Field("sending", QUEUE),
     Field("waiting", QUEUE),  # three words for each CONTROL: handle, header, bytes of data
     size=192,
 )
@@ -110,7 +112,7 @@ def lower_parts(task_count: int, control_count: int) -> dict[str, int]:
         "lower": LOWER.itemsize,
         "notices": 8 * round_up(task_count + control_count),
         "ended": 8 * round_up(4 * limit),
-        "sending": 8 * round_up(3 * limit),
+        "sending": 8 * round_up(4 * limit),
         "waiting": 8 * round_up(3 * limit),
     }
 
@@ -126,7 +128,7 @@ def build_lower(at: Mapping[str, int], task_count: int, control_count: int) -> N
     lower_at(lower)[0]["post_limit"] = limit
     build_queue(lower + NOTICES, at["notices"], task_count + control_count)
     build_queue(lower + ENDED, at["ended"], 4 * limit)
-    build_queue(lower + SENDING, at["sending"], 3 * limit)
+    build_queue(lower + SENDING, at["sending"], 4 * limit)
     build_queue(lower + WAITING, at["waiting"], 3 * limit)
 
 

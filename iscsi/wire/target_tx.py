@@ -94,7 +94,7 @@ def _make_one(conn: int) -> None:
     token = pop(conn + READY)
     address = token_address(token)
     if token_kind(token) == TOKEN_CONTROL:
-        _make_control(conn, address)
+        make_control(conn, address)
         return
     task = task_at(address)[0]
     task["queued"] = 0
@@ -106,7 +106,7 @@ def _make_one(conn: int) -> None:
     elif task["state"] == STATE_DATA_IN:
         _make_sequence(conn, address)
     elif task["state"] == STATE_RESPOND:
-        _make_response(conn, address)
+        make_response(conn, address)
 
 
 @nopython
@@ -121,7 +121,8 @@ def stamp(conn: int, header: int, takes_stat_sn: bool) -> None:
 
 
 @nopython
-def _make_control(conn: int, slot: int) -> None:
+def make_control(conn: int, slot: int) -> None:
+    """A PDU that is no SCSI Response, from its slot."""
     if load_64(slot + CONTROL_CREDIT):
         store_64(slot + CONTROL_CREDIT, 0)
         open_window(conn)
@@ -241,7 +242,7 @@ def _copied(conn: int, address: int) -> int:
 
 
 @nopython
-def _make_response(conn: int, address: int) -> None:
+def make_response(conn: int, address: int) -> None:
     """The SCSI Response, with sense data if there is any (RFC 7143 §11.4)."""
     task = task_at(address)[0]
     header = tx.begin(conn)

@@ -37,20 +37,22 @@ def has_room(conn: int) -> bool:
 
 
 @nopython
-def _slot(conn: int, position: int) -> int:
+def slot_of(conn: int, position: int) -> int:
+    """Which place of the ring an entry takes."""
     return int(position & (port_at(conn)[0]["tx_capacity"] - 1))
 
 
 @nopython
-def _entry(conn: int, position: int) -> int:
-    return int(port_at(conn)[0]["tx_entries"] + TX_SIZE * _slot(conn, position))
+def entry_of(conn: int, position: int) -> int:
+    """Address of the TX at a position."""
+    return int(port_at(conn)[0]["tx_entries"] + TX_SIZE * slot_of(conn, position))
 
 
 @nopython
 def begin(conn: int) -> int:
     """Address of the next PDU's header, 48 zero bytes. There must be room."""
     port = port_at(conn)[0]
-    header = port["tx_headers"] + port["tx_header_length"] * _slot(conn, port["tx_made"])
+    header = port["tx_headers"] + port["tx_header_length"] * slot_of(conn, port["tx_made"])
     zero_bytes(header, BHS_LENGTH)
     return int(header)
 
@@ -59,14 +61,14 @@ def begin(conn: int) -> int:
 def inline_data(conn: int) -> int:
     """Address of INLINE_SIZE bytes that live as long as the PDU being made."""
     port = port_at(conn)[0]
-    return int(port["tx_inlines"] + INLINE_SIZE * _slot(conn, port["tx_made"]))
+    return int(port["tx_inlines"] + INLINE_SIZE * slot_of(conn, port["tx_made"]))
 
 
 @nopython
 def _made(conn: int, length: int) -> None:
     """The PDU under way is complete and has `length` bytes."""
     port = port_at(conn)[0]
-    tx_at(_entry(conn, port["tx_made"]))[0]["length"] = length
+    tx_at(entry_of(conn, port["tx_made"]))[0]["length"] = length
     port["tx_ahead"] += length
     port["tx_made"] += 1
     port["tx_pdus"] += 1
@@ -81,12 +83,12 @@ def commit(conn: int, header: int, data: int, length: int, token: int) -> None:
         store_32(header + BHS_LENGTH, finish(update(ONES, header, BHS_LENGTH)))
     trailer = (-length) & 3
     if length > 0 and port["data_digest"]:
-        where = port["tx_trailers"] + TRAILER_SIZE * _slot(conn, port["tx_made"])
+        where = port["tx_trailers"] + TRAILER_SIZE * slot_of(conn, port["tx_made"])
         store_64(where, 0)
         crc = update(update(ONES, data, length), where, trailer)
         store_32(where + trailer, finish(crc))
         trailer += 4
-    entry = tx_at(_entry(conn, port["tx_made"]))[0]
+    entry = tx_at(entry_of(conn, port["tx_made"]))[0]
     entry["data_address"] = data
     entry["data_length"] = length
     entry["trailer_length"] = trailer
@@ -115,13 +117,13 @@ def commit_copy(conn: int, header: int, data: int, length: int) -> None:
     store_24_be(header + DATA_SEGMENT_LENGTH, length)
     if port["header_digest"]:
         store_32(header + BHS_LENGTH, finish(update(ONES, header, BHS_LENGTH)))
-    place = _slot(conn, port["tx_made"]) * (port["tx_copy_size"] + COPY_MARGIN)
+    place = slot_of(conn, port["tx_made"]) * (port["tx_copy_size"] + COPY_MARGIN)
     copy = port["tx_copies"] + place
     padding = (-length) & 3
     store_64(copy + length, 0)
     crc = copy_and_update(ONES, copy, data, length)
     store_32(copy + length + padding, finish(update(crc, copy + length, padding)))
-    entry = tx_at(_entry(conn, port["tx_made"]))[0]
+    entry = tx_at(entry_of(conn, port["tx_made"]))[0]
     entry["data_address"] = copy
     entry["data_length"] = length + padding + DIGEST_LENGTH
     entry["trailer_length"] = 0
@@ -141,11 +143,11 @@ def commit_segments(conn: int, header: int, segments: int, length: int, token: i
     store_24_be(header + DATA_SEGMENT_LENGTH, 0)
     store_8(header + bhs.OFFSET_TOTAL_AHS_WORDS, length >> 2)
     moved = port["tx_header_length"] - BHS_LENGTH
-    entry = tx_at(_entry(conn, port["tx_made"]))[0]
+    entry = tx_at(entry_of(conn, port["tx_made"]))[0]
     if moved:
         copy_bytes(header + BHS_LENGTH, segments, moved)
         crc = update(ONES, header, BHS_LENGTH + moved)
-        where = port["tx_trailers"] + TRAILER_SIZE * _slot(conn, port["tx_made"])
+        where = port["tx_trailers"] + TRAILER_SIZE * slot_of(conn, port["tx_made"])
         store_32(where, finish(update(crc, segments + moved, length - moved)))
     entry["data_address"] = segments + moved
     entry["data_length"] = length - moved
@@ -165,17 +167,17 @@ def span(conn: int) -> int:
     if position == port["tx_made"]:
         return 0
     at = port["tx_taken_offset"]
-    entry = tx_at(_entry(conn, position))[0]
+    entry = tx_at(entry_of(conn, position))[0]
     header_length = port["tx_header_length"]
     if at < header_length:
-        port["span_address"] = port["tx_headers"] + header_length * _slot(conn, position) + at
+        port["span_address"] = port["tx_headers"] + header_length * slot_of(conn, position) + at
         return int(header_length - at + header_length * _headers_after(conn, position))
     at -= header_length
     if at < entry["data_length"]:
         port["span_address"] = entry["data_address"] + at
         return int(entry["data_length"] - at)
     at -= entry["data_length"]
-    port["span_address"] = port["tx_trailers"] + TRAILER_SIZE * _slot(conn, position) + at
+    port["span_address"] = port["tx_trailers"] + TRAILER_SIZE * slot_of(conn, position) + at
     return int(entry["trailer_length"] - at)
 
 
@@ -185,9 +187,9 @@ def _headers_after(conn: int, position: int) -> int:
     port = port_at(conn)[0]
     count = 0
     while (
-        tx_at(_entry(conn, position))[0]["data_length"] == 0
+        tx_at(entry_of(conn, position))[0]["data_length"] == 0
         and position + 1 < port["tx_made"]
-        and _slot(conn, position + 1) != 0
+        and slot_of(conn, position + 1) != 0
     ):
         count += 1
         position += 1
@@ -200,7 +202,7 @@ def take(conn: int, length: int) -> None:
     port = port_at(conn)[0]
     port["tx_ahead"] -= length
     while length > 0 and port["tx_taken"] < port["tx_made"]:
-        left = tx_at(_entry(conn, port["tx_taken"]))[0]["length"] - port["tx_taken_offset"]
+        left = tx_at(entry_of(conn, port["tx_taken"]))[0]["length"] - port["tx_taken_offset"]
         if length < left:
             port["tx_taken_offset"] += length
             return
@@ -234,17 +236,28 @@ def has_sent(conn: int, length: int) -> bool:
     port["tx_sent_offset"] += length
     if port["tx_sent"] == port["tx_made"]:
         return False
-    return bool(port["tx_sent_offset"] >= tx_at(_entry(conn, port["tx_sent"]))[0]["length"])
+    return bool(port["tx_sent_offset"] >= tx_at(entry_of(conn, port["tx_sent"]))[0]["length"])
 
 
 @nopython
 def retire(conn: int) -> int:
     """Free the entry of the oldest PDU, which was sent entirely, and return its token."""
     port = port_at(conn)[0]
-    entry = tx_at(_entry(conn, port["tx_sent"]))[0]
+    entry = tx_at(entry_of(conn, port["tx_sent"]))[0]
     port["tx_sent_offset"] -= entry["length"]
     port["tx_sent"] += 1
     return int(entry["token"])
+
+
+@nopython
+def names(conn: int, start: int, end: int) -> bool:
+    """Whether data of a PDU whose sending was not reported lies between two addresses."""
+    port = port_at(conn)[0]
+    for position in range(port["tx_sent"], port["tx_made"]):
+        at = tx_at(entry_of(conn, position))[0]["data_address"]
+        if at >= start and at < end:
+            return True
+    return False
 
 
 @nopython

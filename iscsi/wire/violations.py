@@ -37,6 +37,17 @@ class Violation(IntEnum):
     R2T_COUNT = -1115  # more than MaxOutstandingR2T
     # The target's peer. What it does wrong with one command ends that command, not the connection.
     TOO_MANY_TASKS = -1211
+    # Over iSER, both roles.
+    SHORT_SEND = -1301
+    DATA_BEYOND_SEND = -1302
+    ISER_OPCODE = -1303
+    HELLO = -1304  # none where one is due, one where none is, or one that cannot be
+    FOREIGN_INVALIDATE = -1305
+    TAG_MISSING = -1306  # data is to be moved, and there is no tag to do it with
+    TAG_DIRECTION = -1307
+    TAG_REFUSED = -1308
+    UNEXPECTED_PDUS = -1309
+    SOLICITED_DATA = -1310
 
 
 _TEXTS: Final = {
@@ -64,6 +75,16 @@ _TEXTS: Final = {
     Violation.R2T_LENGTH: "an R2T for nothing, or for more than MaxBurstLength",
     Violation.R2T_COUNT: "more R2Ts than MaxOutstandingR2T",
     Violation.TOO_MANY_TASKS: "more commands than the window and its reserve hold",
+    Violation.SHORT_SEND: "a Send shorter than the headers that it must have",
+    Violation.DATA_BEYOND_SEND: "a DataSegmentLength beyond the end of its Send",
+    Violation.ISER_OPCODE: "an iSER header with an opcode that has no place here",
+    Violation.HELLO: "no iSER Hello where one was agreed on, or one that nobody asked for",
+    Violation.FOREIGN_INVALIDATE: "a Send that invalidates a tag of something else",
+    Violation.TAG_MISSING: "a command for data without a tag of its memory",
+    Violation.TAG_DIRECTION: "a tag for data that its command does not move",
+    Violation.TAG_REFUSED: "a tag that does not open the memory it is to name",
+    Violation.UNEXPECTED_PDUS: "more unexpected PDUs than were agreed on",
+    Violation.SOLICITED_DATA: "Data-Out that was not announced, where data is read",
 }
 
 

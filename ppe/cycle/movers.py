@@ -2,6 +2,7 @@
 engine's until the endpoint is over, then used for the next one of the same size.
 """
 
+import secrets
 from typing import Any, Final
 
 import numpy as np
@@ -64,7 +65,10 @@ class Movers:
             raise ValueError(f"the words at {words} do not lie in {home[2]} bytes")
         self._sweep()
         luns = self._luns_of(channel, table, spec)
-        self._port.tables.load_datamover()
+        if spec.iser is None:
+            self._port.tables.load_datamover()
+        else:
+            self._port.tables.load_iser()
         memory = self._take(client, MOVER.itemsize + spec.size + LINE)
         start = address_of(memory) + -address_of(memory) % LINE
         offset = start - address_of(memory)
@@ -72,13 +76,15 @@ class Movers:
         mover["role"] = INITIATOR_ROLE if spec.role == INITIATOR else TARGET_ROLE
         mover["conn"], mover["words"] = start + MOVER.itemsize, words
         mover["told"] = spec.window_word
+        if spec.iser is not None:
+            mover["iser"] = start + MOVER.itemsize + spec.iser_offset
+            mover["skew"] = secrets.randbits(44) << 12
         try:
             spec.build(start + MOVER.itemsize, luns)
             self._port.enable_mover(channel, endpoint, start, home, pool, table)
         except EngineSilent:
-            self._used.append(
-                (client, memory)
-            )  # It may still take over, and then it touches this memory.
+            # It may still take over, and then it touches this memory.
+            self._used.append((client, memory))
             raise
         except BaseException:
             self._give(memory)

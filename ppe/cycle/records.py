@@ -71,6 +71,7 @@ ENGINE: Final = record(
     Field("datamover", "<i8"),  # address of its service; 0: no endpoint uses it
     Field("rdma", "<i8"),  # the same of the RDMA service, and of its RNIC
     Field("rnic", "<i8"),
+    Field("iser", "<i8"),  # the address of the datamover's service over queue pairs
     # The endpoint that received last is asked again in each pass for a while, before its edge.
     Field("hot", "<i8"),  # its index, or -1
     Field("hot_until", "<i8"),

@@ -178,6 +178,14 @@ class EngineTables:
         state["rnic"] = address_of(rnic)
         state["rdma"] = rdma.serve.address
 
+    def load_iser(self) -> None:
+        """Make the engine able to serve datamover endpoints on queue pairs. Idempotent."""
+        from ppe.cycle.services import iser
+
+        self.load_datamover()
+        self.load_rdma()
+        self.engine[0]["iser"] = iser.serve.address
+
     @property
     def memory_table(self) -> int:
         """Address of the MR_TABLE, once queue pairs can be served."""

@@ -5,54 +5,14 @@ Nothing but layouts, openers and sizes. Whoever made a record owns it; no other 
 
 from typing import Final
 
+from shm import work_requests
 from shm.layout import Field, offset, record
 from shm.view import opener
 
-SGES_MAX: Final = 10
-
-# A piece of local memory (struct ibv_sge): `addr` is an address as the region's owner counts.
-SGE: Final = record(
-    Field("addr", "<i8"),
-    Field("length", "<u4"),
-    Field("lkey", "<u4"),
-    size=16,
-)
-# A send or receive work request. A receive has only a token and a gather list.
-WR: Final = record(
-    Field("opcode", "<i8"),
-    Field("flags", "<i8"),
-    Field("token", "<i8"),  # the poster's; comes back in exactly one completion
-    Field("sge_count", "<i8"),
-    Field("remote_addr", "<i8"),
-    Field("rkey", "<i8"),
-    Field("imm", "<i8"),  # 32 bits of WR_RDMA_WRITE_WITH_IMM, 64 of WR_IMMEDIATE
-    Field("invalidate_rkey", "<i8"),
-    Field("compare_add", "<i8"),  # what to compare with, or to add
-    Field("swap", "<i8"),
-    Field("compare_add_mask", "<i8"),  # RFC 7306 §5.1; ignored unless `masked`
-    Field("swap_mask", "<i8"),
-    Field("masked", "<i8"),
-    Field("inline_address", "<i8"),  # of SEND_INLINE: data copied by the post, no lkey
-    Field("inline_length", "<i8"),
-    Field("bind_window", "<i8"),  # of WR_BIND_MW: the window's present rkey; the new one comes
-    Field("bind_lkey", "<i8"),  # back as the completion's `imm`
-    Field("bind_addr", "<i8"),
-    Field("bind_length", "<i8"),
-    Field("bind_access", "<i8"),
-    Field("sges", f"({2 * SGES_MAX},)<i8"),
-    size=320,
-)
-WC: Final = record(
-    Field("token", "<i8"),
-    Field("status", "<i8"),  # WC_*
-    Field("opcode", "<i8"),
-    Field("byte_len", "<i8"),
-    Field("imm", "<i8"),  # see `wire.immediate_32` for how 32 bits lie in it
-    Field("invalidated_rkey", "<i8"),
-    Field("flags", "<i8"),
-    Field("vendor_err", "<i8"),  # the code of the Terminate that ended the queue pair, or 0
-    size=64,
-)
+SGES_MAX: Final = work_requests.SGES_MAX
+SGE: Final = work_requests.SGE
+WR: Final = work_requests.WR
+WC: Final = work_requests.WC
 # A memory region, or a memory window with its region as `parent`.
 MR: Final = record(
     Field("stag", "<i8"),  # lkey and rkey; 0: the row is free
@@ -119,20 +79,20 @@ PIECE: Final = record(
     Field("row", "<i8"),
     size=24,
 )
-sge_at = opener(SGE)
-wr_at = opener(WR)
-wc_at = opener(WC)
+sge_at = work_requests.sge_at
+wr_at = work_requests.wr_at
+wc_at = work_requests.wc_at
 mr_at = opener(MR)
 mr_table_at = opener(MR_TABLE)
 rq_entry_at = opener(RQ_ENTRY)
 rq_at = opener(RQ)
 piece_at = opener(PIECE)
 
-SGE_SIZE: Final = SGE.itemsize
+SGE_SIZE: Final = work_requests.SGE_SIZE
 MR_SIZE: Final = MR.itemsize
 PIECE_SIZE: Final = PIECE.itemsize
 RQ_ENTRY_SIZE: Final = RQ_ENTRY.itemsize
-WR_SGES: Final = offset(WR, "sges")
+WR_SGES: Final = work_requests.WR_SGES
 RQ_ENTRY_PIECES: Final = offset(RQ_ENTRY, "pieces")
 MR_TABLE_SECRETS: Final = offset(MR_TABLE, "secrets")
 

@@ -7,8 +7,8 @@ import ctypes
 import errno
 from typing import Final
 
+from iscsi.wire import tx
 from iscsi.wire.mover import event_at, post_at
-from iscsi.wire.port import TX_SIZE, port_at, tx_at
 from ppe.cycle.accounts import E_BYTES_IN
 from ppe.cycle.endpoints import (
     endpoint_of,
@@ -215,13 +215,7 @@ def _uses(engine: int, index: int, start: int, end: int) -> int:
         return 1
     if roles.places_into(mover["role"], mover["conn"], start, end):
         return 1
-    port = port_at(mover["conn"])[0]
-    for position in range(port["tx_sent"], port["tx_made"]):
-        entry = port["tx_entries"] + TX_SIZE * (position & (port["tx_capacity"] - 1))
-        at = tx_at(entry)[0]["data_address"]
-        if at >= start and at < end:
-            return 1
-    return 0
+    return 1 if tx.names(mover["conn"], start, end) else 0
 
 
 @callback(PARTS, PARTS, PARTS, PARTS, PARTS)

@@ -13,7 +13,7 @@ from ppe.cycle.services import stream
 from ppe.cycle.services.mover_records import ACTION_BITS, RECEIVE, TRANSMIT, WORK
 from shm.call import call_address
 from shm.jit import nopython
-from shm.operations import MOVER_FIRST, MOVER_LAST, RDMA_FIRST, RDMA_LAST
+from shm.operations import MOVER_FIRST, MOVER_LAST, MOVER_RECEIVE, RDMA_FIRST, RDMA_LAST
 from shm.records import wqe_at
 
 EINVAL: Final = -errno.EINVAL
@@ -33,13 +33,17 @@ def on_work(engine: int, channel: int, wqe: int, slots: int) -> int:
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
     what = (index << ACTION_BITS | slots) << ACTION_BITS | WORK
     if is_rdma:
-        if endpoint["service"] == 0 or endpoint["service"] != engine_at(engine)[0]["rdma"]:
+        rdma = engine_at(engine)[0]["rdma"]
+        if endpoint["mover"] != 0 or endpoint["service"] == 0 or endpoint["service"] != rdma:
             return refuse(engine, channel, wqe, EINVAL)
         return call_address(endpoint["service"], engine, channel, wqe, what)
     is_mover = endpoint["mover"] != 0 or endpoint["state"] in (POOL, TABLE)
     if not is_mover:
         return refuse(engine, channel, wqe, EINVAL)
-    return call_address(engine_at(engine)[0]["datamover"], engine, channel, wqe, what)
+    service = engine_at(engine)[0]["datamover"]
+    if endpoint["qp"] != 0 and wqe_at(wqe)[0]["opcode"] != MOVER_RECEIVE:
+        service = engine_at(engine)[0]["iser"]
+    return call_address(service, engine, channel, wqe, what)
 
 
 @nopython

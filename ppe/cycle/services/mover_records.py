@@ -20,6 +20,11 @@ MOVER: Final = record(
     Field("told", "<i8"),  # MaxCmdSN as the host knows it
     Field("ahead", "<i8"),  # bytes to receive beyond those whose place is known
     Field("table", "<i8"),  # index of the endpoint with its units, or -1
+    # Over a queue pair: address of the ISER (0: it is a byte stream), the RNIC's key for all memory
+    # of the engine, and what to add to an address under that key.
+    Field("iser", "<i8"),
+    Field("key", "<i8"),
+    Field("skew", "<i8"),
     size=128,
 )
 # What the host may read of a connection at any time, without asking.
@@ -45,6 +50,9 @@ END: Final = 3
 USES: Final = 4
 RELEASE: Final = 5
 ORDER: Final = 6
+# And `iser.serve` besides:
+START: Final = 6
+TOLD: Final = 7  # work requests are over
 ACTION_BITS: Final = 3
 ACTION_MASK: Final = 7
 

@@ -320,7 +320,7 @@ def serve(engine: int, first: int, second: int, what: int) -> int:
     if action == WORK:
         return _work(engine, first, second, what >> ACTION_BITS)
     if action == END:
-        return end(engine, first)
+        return end(engine, first, second)
     if action == RELEASE:
         return release(engine, first)
     if action == ORDER:

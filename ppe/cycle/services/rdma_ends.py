@@ -10,11 +10,13 @@ from ppe.cycle.records import DOMAIN, NONE, endpoint_at, engine_at, operation_at
 from ppe.cycle.rnic import memory
 from ppe.cycle.rnic.constants import WC_WR_FLUSH_ERR
 from ppe.cycle.services import rdma_core as core
+from ppe.cycle.services.mover_records import END, TOLD
 from ppe.cycle.services.rdma_events import finish_wc, tell_event
 from ppe.cycle.services.rdma_records import HELD_OVER, HELD_STATE, held_at, rnic_at
 from ppe.cycle.services.stream_ends import break_endpoint
 from ppe.cycle.transport import tcp
 from shm.atomics import store_release
+from shm.call import call_address
 from shm.jit import nopython
 from shm.operations import CANCELLED, END_OF_STREAM
 from shm.verbs import (
@@ -37,7 +39,10 @@ _OPERATION: Final = (0x02, 0x12)
 
 @nopython
 def tell(engine: int, index: int) -> None:
-    """Complete every work request that is over, in the manual's order."""
+    """Complete work requests that are over in the manual's order; a datamover takes its own."""
+    if endpoint_at(endpoint_of(engine, index))[0]["mover"] != 0:
+        call_address(engine_at(engine)[0]["iser"], engine, index, 0, TOLD)
+        return
     wc = rnic_at(engine_at(engine)[0]["rnic"])[0]["wc"]
     held = held_at(endpoint_at(endpoint_of(engine, index))[0]["qp"])[0]
     qp = held["core"]
@@ -55,22 +60,18 @@ def end_of_stream(engine: int, index: int) -> None:
     tcp.half_close(engine, index)  # Its end is ours.
     if core.is_between_messages(held["core"]):
         _tell_once(engine, index, EVENT_DISCONNECTED)
-        endpoint["announced"] = 1
         break_endpoint(engine, index, CANCELLED)
     else:
         _tell_once(engine, index, EVENT_QP_FATAL)
-        endpoint["announced"] = 1
         break_endpoint(engine, index, END_OF_STREAM)
 
 
 @nopython
 def end_violated(engine: int, index: int) -> None:
     """After a Terminate, ours or the peer's: what is over is told, the rest flushed."""
-    endpoint = endpoint_at(endpoint_of(engine, index))[0]
     tell(engine, index)
     tcp.half_close(engine, index)
     _tell_once(engine, index, EVENT_QP_FATAL)
-    endpoint["announced"] = 1
     break_endpoint(engine, index, EPROTO)
 
 
@@ -94,14 +95,19 @@ def event_of(qp: int, event: int) -> int:
 
 @nopython
 def _tell_once(engine: int, index: int, event: int) -> None:
-    held = held_at(endpoint_at(endpoint_of(engine, index))[0]["qp"])[0]
+    """Announce a queue pair's end; that of a datamover's connection is told as over a stream."""
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    held = held_at(endpoint["qp"])[0]
+    if endpoint["mover"] != 0:
+        return
+    endpoint["announced"] = 1
     if held["told_event"] == 0:
         held["told_event"] = 1
         tell_event(engine, index, event_of(held["core"], event))
 
 
 @nopython
-def end(engine: int, index: int) -> int:
+def end(engine: int, index: int, status: int) -> int:
     """The connection is over, or its owner closes it: every work request has its completion."""
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
     if endpoint["qp"] == 0:
@@ -110,6 +116,9 @@ def end(engine: int, index: int) -> int:
     if endpoint["descriptor"] == NONE:
         _flush_shared(engine, index)
         return 0
+    if endpoint["mover"] != 0:
+        core.end(held["core"], WC_WR_FLUSH_ERR)
+        return call_address(engine_at(engine)[0]["iser"], engine, index, status, END)
     tell(engine, index)
     core.end(held["core"], WC_WR_FLUSH_ERR)
     tell(engine, index)

@@ -22,7 +22,9 @@ from ppe.cycle.records import (
 from ppe.cycle.rnic import memory
 from ppe.cycle.rnic.records import mr_at, mr_table_at
 from ppe.cycle.services import rdma_core as core
+from ppe.cycle.services.mover_records import ACTION_BITS, USES
 from ppe.cycle.services.rdma_records import held_at, rnic_at
+from shm.call import call_address
 from shm.jit import nopython
 from shm.records import wqe_at
 from shm.verbs import ORDER_DOMAIN, ORDER_ENABLE, ORDER_SRQ
@@ -127,6 +129,9 @@ def _table(engine: int) -> int:
 def uses(engine: int, index: int, start: int, end: int) -> int:
     """1 if the endpoint still needs memory between two addresses: a domain, what is registered."""
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    if endpoint["mover"] != 0:
+        what = (end - start) << ACTION_BITS | USES
+        return call_address(engine_at(engine)[0]["iser"], engine, index, start, what)
     if endpoint["state"] != DOMAIN:
         return 0  # What a queue pair uses is registered in its domain.
     table = _table(engine)

@@ -103,8 +103,10 @@ def release(engine: int, index: int) -> None:
     if endpoint["mover"] != 0:
         # Its memory is the control plane's again.
         store_release(endpoint["mover"] + MOVER_STATE, MOVER_OVER)
+        is_stream = endpoint["qp"] == 0
         endpoint["mover"] = 0
-    elif endpoint["service"] != 0:
+        endpoint["service"] = 0 if is_stream else endpoint["service"]
+    if endpoint["service"] != 0:
         call_address(endpoint["service"], engine, index, 0, RELEASE)
         endpoint["qp"] = 0
     endpoint["service"] = 0

@@ -41,7 +41,7 @@ from ppe.cycle.records import (
     row_at,
 )
 from ppe.cycle.regions import add_region, region_of, remove_region, resolve
-from ppe.cycle.services.mover_records import ACTION_BITS, ORDER, USES, mover_at
+from ppe.cycle.services.mover_records import ACTION_BITS, ORDER, START, USES, mover_at
 from ppe.cycle.services.stream import release
 from ppe.cycle.stages.channels import activate, channel_stats_of, deactivate
 from ppe.cycle.transport import tcp
@@ -202,7 +202,10 @@ def _enable_mover(engine: int, wqe: int) -> int:
     if endpoint["state"] != CONNECTED:
         return ENOTCONN
     is_used = endpoint["receive_first"] != NONE or endpoint["send_first"] != NONE
-    if endpoint["service"] != 0 or is_used or endpoint["shut"] != NONE:
+    # Over RDMA it is a queue pair already, which `start` looks at.
+    is_rdma = mover_at(entry["arg0"])[0]["iser"] != 0
+    is_other = endpoint["service"] != (engine_at(engine)[0]["rdma"] if is_rdma else 0)
+    if is_other or endpoint["mover"] != 0 or is_used or endpoint["shut"] != NONE:
         return EBUSY
     client = row_at(channel_row_of(engine, channel))[0]["client"]
     home = resolve(engine, client, entry["region"], entry["offset"], entry["length"])
@@ -227,6 +230,13 @@ def _enable_mover(engine: int, wqe: int) -> int:
     mover["pool_generation"] = endpoint_at(endpoint_of(engine, pool))[0]["generation"]
     mover["ahead"] = engine_at(engine)[0]["staging_size"]
     endpoint["mover"] = entry["arg0"]
+    if is_rdma:
+        status = EBUSY
+        if endpoint["qp"] != 0:
+            status = call_address(engine_at(engine)[0]["iser"], engine, index, 0, START)
+        if status < 0:
+            endpoint["mover"] = 0
+        return status
     endpoint["service"] = engine_at(engine)[0]["datamover"]
     endpoint["readable"] = max(endpoint["readable"], 1)  # Bytes may have come already.
     queue_receive(engine, index)

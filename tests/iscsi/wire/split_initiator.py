@@ -153,9 +153,7 @@ class Split(Joined):
                 fields, status = self.resolved(fields)
         if status is None:
             self.post.fill(**fields)
-            status = on_post(
-                self.lower.address, self.post.address, self.mirror, self.home.size, self.handles
-            )
+            status = self.post_below(self.handles)
         if status == initiator_mover.PENDING:
             self.open[self.handles] = fields["user_data"]
             return self.handles
@@ -163,6 +161,10 @@ class Split(Joined):
             ({"opcode": fields["opcode"], "user_data": fields["user_data"], "status": status}, b"")
         )
         return status
+
+    def post_below(self, handle):
+        """The engine's half looks at the POST."""
+        return on_post(self.lower.address, self.post.address, self.mirror, self.home.size, handle)
 
     def resolved(self, fields):
         """A COMMAND with its gather list as RUNs, or the status by which it is refused."""

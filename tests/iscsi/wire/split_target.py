@@ -144,6 +144,7 @@ class Split(Joined):
     host_hot: bool = True  # else every command goes to the cold code
     buffers: bool = True
     receive_size: int = 1 << 20
+    cold_length: int = 4096
     first_burst_room: bool = True  # whether the engine keeps unsolicited data
     posts: list[Posted] = field(default_factory=list)
 
@@ -162,7 +163,7 @@ class Split(Joined):
             control_data_length=self.control_data_length,
         )
         login = login_result(self.session, side, self.cmd_sn, self.stat_sn, self.window_size)
-        self.limits = limits = TargetLimits(window=self.window_size, port=port)
+        self.limits = limits = TargetLimits(self.window_size, self.cold_length, port)
         self.shared = DataBuffers(Engine(), SIZES if self.buffers else ())
         self.below = DataBuffers(Engine(), SIZES if self.first_burst_room else ())
         if not self.host_hot:
@@ -298,16 +299,18 @@ class Split(Joined):
         """One post, for the engine half."""
         posted = Posted({name: int(post[0][name]) for name in post.dtype.names})
         self.posts.append(posted)
-        home = self.home
-        outcome = on_post(
-            self.engine.address, address_of(post), address_of(home), home.size, len(self.posts)
-        )
+        outcome = self.post_below(post, len(self.posts))
         if outcome != PENDING:
             self.event[0]["opcode"] = posted.fields["opcode"]
             self.event[0]["status"] = outcome
             self.event[0]["arg0"] = post[0]["arg0"]
             self.deliver(posted)
         return posted
+
+    def post_below(self, post, handle):
+        """The engine's half looks at the POST."""
+        home = address_of(self.home)
+        return on_post(self.engine.address, address_of(post), home, self.home.size, handle)
 
     # --- the cold code ---
 

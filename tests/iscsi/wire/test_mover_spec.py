@@ -3,13 +3,16 @@ was, and anything else is refused in words, never with another error and never w
 """
 
 import copy
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iscsi.wire.initiator_task import initiator_at
+from iscsi.wire.iser.records import IserLimits, iser_at
 from iscsi.wire.keys import ConnectionParams, SessionParams
+from iscsi.wire.lun import LUN_SIZE
 from iscsi.wire.mover_spec import INITIATOR, TARGET, MoverSpec
 from iscsi.wire.port import PortLimits
 from shm.view import address_of
@@ -19,9 +22,15 @@ from tests.iscsi.wire.split_initiator import window_word
 LARGEST = 2 << 30
 
 
-def spec(role=INITIATOR):
+ISER = IserLimits(receives=80, unexpected_limit=4, remote_invalidate=True)
+KINDS = [(INITIATOR, None), (TARGET, None), (INITIATOR, ISER), (TARGET, ISER)]
+each_kind = pytest.mark.parametrize(("role", "iser"), KINDS)
+
+
+def spec(role=INITIATOR, iser=None):
     counts, sns = ((64,), (1, 32, 1)) if role == INITIATOR else ((32, 65536, 2), (1, 1))
-    return MoverSpec(role, SessionParams(), ConnectionParams(), PortLimits(), counts, sns)
+    port = PortLimits(control_slots=40)
+    return MoverSpec(role, SessionParams(), ConnectionParams(), port, counts, sns, iser)
 
 
 def places(message, path=()):
@@ -49,15 +58,42 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("role", [INITIATOR, TARGET])
-def test_a_spec_comes_back_from_its_message_as_it_was(role):
-    assert MoverSpec.from_message(spec(role).to_message()) == spec(role)
+@each_kind
+def test_a_spec_comes_back_from_its_message_as_it_was(role, iser):
+    assert MoverSpec.from_message(spec(role, iser).to_message()) == spec(role, iser)
+
+
+@each_kind
+def test_a_spec_builds_within_its_size(role, iser):
+    made = spec(role, iser)
+    block = memory(made.size + 64)
+    luns = memory(2 * LUN_SIZE)
+    block[made.size :] = 0xEE
+    made.build(address_of(block), address_of(luns) if role == TARGET else 0)
+    assert (block[made.size :] == 0xEE).all()
+    if iser is not None:
+        mine = iser_at(address_of(block) + made.iser_offset)[0]
+        assert (mine["conn"], mine["receive_count"]) == (address_of(block), 80)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"connection": ConnectionParams(data_digest=True)}, "no digests"),
+        ({"connection": ConnectionParams(9000)}, "data_length 8192 is outside 9000"),
+        ({"iser": IserLimits(receives=5000)}, "receives 5000"),
+        ({"counts": (32, 4096, 2)}, "cold_length 4096"),
+    ],
+)
+def test_what_cannot_be_over_rdma_is_named(change, said):
+    with pytest.raises(ValueError, match=said):
+        MoverSpec.from_message(replace(spec(TARGET, ISER), **change).to_message())
 
 
 @settings(max_examples=examples(800), deadline=None)
-@given(data=st.data(), role=st.sampled_from([INITIATOR, TARGET]))
-def test_a_message_with_anything_in_it_is_a_spec_of_bounded_size_or_a_value_error(data, role):
-    message = spec(role).to_message()
+@given(data=st.data(), kind=st.sampled_from(KINDS))
+def test_a_message_with_anything_in_it_is_a_spec_of_bounded_size_or_a_value_error(data, kind):
+    message = spec(*kind).to_message()
     for _ in range(data.draw(st.integers(1, 2))):
         path = data.draw(st.sampled_from(list(places(message))))
         message = changed(message, path, data.draw(VALUES))
@@ -69,9 +105,9 @@ def test_a_message_with_anything_in_it_is_a_spec_of_bounded_size_or_a_value_erro
     assert 0 < size <= LARGEST
 
 
-@pytest.mark.parametrize("role", [INITIATOR, TARGET])
-def test_a_message_without_one_of_its_fields_is_refused(role):
-    message = spec(role).to_message()
+@each_kind
+def test_a_message_without_one_of_its_fields_is_refused(role, iser):
+    message = spec(role, iser).to_message()
     for path in places(message):
         if isinstance(path[-1], int):
             continue

@@ -1,0 +1,285 @@
+"""The datamover over a queue pair: `iscsi.wire.iser`'s halves on one side, the RNIC's work requests
+on the other. The RDMA service moves the bytes; this one is called when work is posted and when some
+is over. Nothing a connection uses is in a domain of its client: its tags are its own.
+"""
+
+import ctypes
+import errno
+from typing import Final
+
+from iscsi.wire import tx
+from iscsi.wire.iser import initiator, target, work
+from iscsi.wire.iser.records import KIND_RELEASE, send_at
+from iscsi.wire.mover import event_at, post_at
+from ppe.cycle.endpoints import endpoint_id, endpoint_of, queue_transmit
+from ppe.cycle.operations import channel_row_of, complete_now, new_operation, refuse
+from ppe.cycle.records import CONNECTED, NONE, endpoint_at, engine_at, row_at
+from ppe.cycle.regions import resolve
+from ppe.cycle.rnic import memory
+from ppe.cycle.rnic.iwarp.records import qp_at
+from ppe.cycle.rnic.records import SGE_SIZE, WR_SGES, rq_at, sge_at, wc_at, wr_at
+from ppe.cycle.services import mover_roles as roles
+from ppe.cycle.services import rdma_core as core
+from ppe.cycle.services.mover_events import fill_post, finish_by_event
+from ppe.cycle.services.mover_news import leave_line, tell
+from ppe.cycle.services.mover_records import (
+    ACTION_BITS,
+    ACTION_MASK,
+    END,
+    INITIATOR_ROLE,
+    START,
+    TOLD,
+    WORK,
+    mover_at,
+)
+from ppe.cycle.services.mover_units import look_at_fences
+from ppe.cycle.services.rdma_records import held_at, rnic_at
+from ppe.cycle.services.stream_ends import break_endpoint, table_full
+from shm.jit import callback, nopython
+from shm.records import wqe_at
+from shm.verbs import ACCESS_LOCAL_WRITE, WC_LOCAL_INV, WC_RECV, WC_WITH_INV
+
+EINVAL: Final = -errno.EINVAL
+EFAULT: Final = -errno.EFAULT
+EBUSY: Final = -errno.EBUSY
+PENDING: Final = roles.PENDING
+SLOTS_MASK: Final = 7
+PARTS: Final = ctypes.c_int64
+# The one key for all memory of the engine: local, so that no peer can use it. It begins behind the
+# page that no address is in.
+FIRST_ADDRESS: Final = 4096
+EVERYTHING: Final = 1 << 47
+# What the peer calls the first byte of any tag's memory: it learns no address of ours.
+TAG_BASE: Final = 1 << 32
+# Domains of connections lie apart from those of clients, which are ids of endpoints.
+DOMAIN_BIT: Final = 1 << 40
+
+
+@nopython
+def _table(engine: int) -> int:
+    return int(rnic_at(engine_at(engine)[0]["rnic"])[0]["table"])
+
+
+@nopython
+def _qp(engine: int, index: int) -> int:
+    return int(held_at(endpoint_at(endpoint_of(engine, index))[0]["qp"])[0]["core"])
+
+
+@nopython
+def _domain(engine: int, index: int) -> int:
+    return endpoint_id(engine, index) | DOMAIN_BIT
+
+
+# --- work requests -------------------------------------------------------------------------------
+
+
+@nopython
+def _name_memory(mover: int, wr: int) -> None:
+    """Give the pieces of a WR, whose addresses were checked, the key they have with the RNIC."""
+    mine, request = mover_at(mover)[0], wr_at(wr)[0]
+    for index in range(request["sge_count"]):
+        place = sge_at(wr + WR_SGES + SGE_SIZE * index)[0]
+        place["addr"] = memory.wrap(place["addr"] + mine["skew"])
+        place["lkey"] = mine["key"]
+
+
+@nopython
+def _open(engine: int, index: int, wr: int) -> None:
+    """Make the tag that an initiator asks for."""
+    mover = mover_at(endpoint_at(endpoint_of(engine, index))[0]["mover"])[0]
+    request, domain = wr_at(wr)[0], _domain(engine, index)
+    address, length = request["bind_addr"], request["bind_length"]
+    access = request["bind_access"]
+    stag = memory.register(_table(engine), domain, domain, address, length, TAG_BASE, access)
+    initiator.tagged(mover["iser"], request["token"], max(stag, 0), TAG_BASE, False)
+
+
+@nopython
+def _work_next(role: int, iser: int, wr: int) -> bool:
+    if role == INITIATOR_ROLE:
+        return initiator.work_next(iser, wr)
+    return target.work_next(iser, wr)
+
+
+@nopython
+def _pump(engine: int, index: int) -> None:
+    """Post what the protocol has to post."""
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    mover = mover_at(endpoint["mover"])[0]
+    qp, wr = _qp(engine, index), rnic_at(engine_at(engine)[0]["rnic"])[0]["wr"]
+    while work.receive_next(mover["iser"], wr):
+        _name_memory(endpoint["mover"], wr)
+        outcome = core.post_recv(core.rq_of(qp), wr)
+        if outcome < 0:
+            break_endpoint(engine, index, outcome)
+            return
+    while _work_next(mover["role"], mover["iser"], wr):
+        if wr_at(wr)[0]["opcode"] == work.WR_TAG:
+            _open(engine, index, wr)
+            continue
+        _name_memory(endpoint["mover"], wr)
+        outcome = core.post_send(qp, wr)
+        if outcome < 0:
+            break_endpoint(engine, index, outcome)
+            return
+        queue_transmit(engine, index)
+
+
+@nopython
+def _take(engine: int, index: int, wc: int) -> int:
+    """One completion: 0, or what ends the connection. A tag that is invalidated is given back."""
+    mover = mover_at(endpoint_at(endpoint_of(engine, index))[0]["mover"])[0]
+    done, iser = wc_at(wc)[0], mover["iser"]
+    table, domain = _table(engine), _domain(engine, index)
+    is_initiator = mover["role"] == INITIATOR_ROLE
+    if done["opcode"] & WC_RECV:
+        if done["flags"] & WC_WITH_INV:
+            memory.deregister(table, done["invalidated_rkey"], domain)
+        if is_initiator:
+            return initiator.received(iser, wc)
+        return target.received(iser, wc)
+    if done["opcode"] == WC_LOCAL_INV and done["status"] == 0:
+        send = send_at(work.send_of(iser, done["token"]))[0]
+        if send["kind"] == KIND_RELEASE:
+            memory.deregister(table, send["stag"], domain)
+    return initiator.sent(iser, wc) if is_initiator else target.sent(iser, wc)
+
+
+@nopython
+def _told(engine: int, index: int) -> int:
+    """Work is over: let it take effect, post what follows, tell the host."""
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    qp, wc = _qp(engine, index), rnic_at(engine_at(engine)[0]["rnic"])[0]["wc"]
+    while endpoint["state"] == CONNECTED and core.wc_next(qp, wc):
+        broken = _take(engine, index, wc)
+        if broken < 0:
+            break_endpoint(engine, index, broken)
+    if endpoint["state"] == CONNECTED:
+        _pump(engine, index)
+    if endpoint["state"] == CONNECTED:
+        tell(engine, index)
+    return 0
+
+
+# --- operations ----------------------------------------------------------------------------------
+
+
+@nopython
+def _on_post(engine: int, index: int, post: int, operation: int) -> int:
+    mover = mover_at(endpoint_at(endpoint_of(engine, index))[0]["mover"])[0]
+    iser, home, size = mover["iser"], mover["home"], mover["home_size"]
+    if mover["role"] == INITIATOR_ROLE:
+        return initiator.on_post(iser, post, home, size, operation)
+    return target.on_post(iser, post, home, size, operation)
+
+
+@nopython
+def _work(engine: int, channel: int, wqe: int, place: int) -> int:
+    """One operation of the datamover, on the endpoint `place >> 3`, of `place & 7` slots."""
+    index = place >> 3
+    endpoint, entry = endpoint_at(endpoint_of(engine, index))[0], wqe_at(wqe)[0]
+    if endpoint["state"] != CONNECTED:
+        status = -endpoint["error"] if endpoint["error"] != 0 else EINVAL
+        return complete_now(engine, channel, wqe, status)
+    if place & SLOTS_MASK != 2:
+        return refuse(engine, channel, wqe, EINVAL)
+    address = 0
+    if entry["length"] != 0:
+        client = row_at(channel_row_of(engine, channel))[0]["client"]
+        address = resolve(engine, client, entry["region"], entry["offset"], entry["length"])
+        if address == 0:
+            return refuse(engine, channel, wqe, EFAULT)
+    operation = new_operation(engine, wqe, index, address)
+    if operation == NONE:
+        return table_full(engine, channel, wqe)
+    post = fill_post(engine, wqe, address)
+    outcome = _on_post(engine, index, post, operation)
+    if outcome != PENDING:
+        event = event_at(engine_at(engine)[0]["event"])[0]
+        event["status"], event["length"] = outcome, 0
+        event["arg0"] = post_at(post)[0]["arg0"]
+        event["arg1"], event["arg2"] = 0, 0
+        finish_by_event(engine, index, operation)
+    _pump(engine, index)
+    if endpoint["state"] == CONNECTED:
+        tell(engine, index)
+    return 1
+
+
+# --- the life of a connection --------------------------------------------------------------------
+
+
+@nopython
+def _start(engine: int, index: int) -> int:
+    """Take a queue pair over that has nothing posted: 0 or -errno."""
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    mover, held = mover_at(endpoint["mover"])[0], held_at(endpoint["qp"])[0]
+    rq = core.rq_of(held["core"])
+    if held["shared"] != NONE or held["started"] == 0 or rq_at(rq)[0]["posted"] != 0:
+        return EBUSY
+    domain = _domain(engine, index)
+    skewed = memory.wrap(FIRST_ADDRESS + mover["skew"])
+    key = memory.register(
+        _table(engine), domain, domain, FIRST_ADDRESS, EVERYTHING, skewed, ACCESS_LOCAL_WRITE
+    )
+    if key < 0:
+        return key
+    mover["key"] = key
+    qp_at(held["core"])[0]["pd"] = domain
+    rq_at(rq)[0]["pd"] = domain
+    _pump(engine, index)
+    return 0
+
+
+@nopython
+def _end(engine: int, index: int, status: int) -> int:
+    """The connection is over: every operation that has no event yet gets it, with `status`; its
+    tags and its key are gone.
+    """
+    mine = engine_at(engine)[0]
+    mover = mover_at(endpoint_at(endpoint_of(engine, index))[0]["mover"])[0]
+    qp, wc = _qp(engine, index), rnic_at(mine["rnic"])[0]["wc"]
+    while core.wc_next(qp, wc):
+        pass  # Whatever they say, everything ends now.
+    memory.remove_client(_table(engine), _domain(engine, index))
+    leave_line(engine, index)
+    event = event_at(mine["event"])[0]
+    roles.end(mover["role"], mover["conn"], status)
+    while roles.event_next(mover["role"], mover["conn"], mine["event"]):
+        finish_by_event(engine, index, event["user_data"])
+    look_at_fences(engine, mover["table"])
+    return 0
+
+
+@nopython
+def _uses(engine: int, index: int, start: int, end: int) -> int:
+    """1 if the connection still needs memory between two addresses: the host's block, what a tag
+    opens, what work under way names.
+    """
+    mover = mover_at(endpoint_at(endpoint_of(engine, index))[0]["mover"])[0]
+    if mover["home"] >= start and mover["home"] < end:
+        return 1
+    if roles.places_into(mover["role"], mover["conn"], start, end):
+        return 1
+    return 1 if tx.names(mover["conn"], start, end) else 0
+
+
+@callback(PARTS, PARTS, PARTS, PARTS, PARTS)
+def serve(engine: int, first: int, second: int, what: int) -> int:
+    """What dispatcher and RDMA service call; one function, so that the protocol is compiled once.
+
+    `what & 7`: WORK: an operation of channel `first`, the WQE at `second`, on the endpoint
+    `what >> 6`, of `what >> 3 & 7` slots. Else the endpoint `first`: START; TOLD: completions are
+    there; END with the status `second`; USES: 1 if it needs memory from `second` on, `what >> 3`
+    bytes of it.
+    """
+    action = what & ACTION_MASK
+    if action == TOLD:
+        return _told(engine, first)
+    if action == WORK:
+        return _work(engine, first, second, what >> ACTION_BITS)
+    if action == START:
+        return _start(engine, first)
+    if action == END:
+        return _end(engine, first, second)
+    return _uses(engine, first, second, second + (what >> ACTION_BITS))

@@ -1,0 +1,112 @@
+"""A session over iSER: `iser://` is all that a user changes. The engine's half against a target on
+an ordinary socket, through software iWARP on both sides.
+"""
+
+import numpy as np
+import pytest
+
+import host
+import host.inline
+import ppe.cycle.services.iser  # noqa: F401 - compiles while tests are collected
+from iscsi.session.errors import ConnectionLost
+from iscsi.session.initiator import InitiatorSession
+from iscsi.session.options import NEVER
+from iscsi.wire import scsi
+from iscsi.wire.errors import LoginRejected, ScsiError
+from ppe.cycle.rnic.records import mr_table_at
+from shm.verbs import WR_RDMA_READ, WR_RDMA_WRITE, WR_SEND_WITH_INV
+from tests.iscsi.iser_target import SocketTarget
+from tests.iscsi.wire.full_feature import BLOCK, pattern
+from tests.iscsi.wire.iser.pair import counts
+
+
+@pytest.fixture
+def engine():
+    with host.connect("inline:") as handle:
+        yield handle
+
+
+def opened(engine, target, **options):
+    return InitiatorSession(engine, target.url, recovery=NEVER, **options)
+
+
+def write_and_read(session, lba, blocks):
+    data = pattern(blocks * BLOCK, blocks).tobytes()
+    session.command(scsi.write_16(lba, blocks), data=data)
+    assert session.command(scsi.read_16(lba, blocks), length=len(data)).data == data
+
+
+@pytest.mark.parametrize("invalidates", [True, False], ids=["remote", "local"])
+def test_what_is_written_is_read_back(engine, invalidates):
+    with SocketTarget(invalidates=invalidates) as target, opened(engine, target) as session:
+        for blocks in (1, 8, 16, 40, 512):
+            write_and_read(session, 3, blocks)
+        kinds = counts(target.side.qp)
+        assert kinds[WR_RDMA_WRITE] == 5
+        assert kinds[WR_RDMA_READ] == 2, "of those whose data does not go with the command"
+        assert (WR_SEND_WITH_INV in kinds) == invalidates
+        assert session.session_params.rdma_extensions
+
+
+def test_a_session_leaves_nothing_registered_in_the_engine(engine):
+    with SocketTarget() as target:
+        for _ in range(3):
+            with opened(engine, target) as session:
+                write_and_read(session, 0, 40)
+                assert registered(engine) == 1, "the connection's own key; no tag is open"
+            assert registered(engine) == 0
+        assert target.served == 3
+
+
+def registered(engine):
+    """Rows of the engine's table of memory that are taken."""
+    return int(mr_table_at(engine._port.tables.memory_table)[0]["used"])
+
+
+def test_a_check_condition_reaches_the_caller(engine):
+    with SocketTarget() as target, opened(engine, target) as session:
+        with pytest.raises(ScsiError):
+            session.command(scsi.read_16(1 << 30, 8), length=8 * BLOCK)
+        write_and_read(session, 0, 8)
+
+
+def test_a_target_of_another_name_refuses_the_login(engine):
+    with SocketTarget() as target, pytest.raises(LoginRejected):
+        InitiatorSession(engine, target.url.replace(":iser/", ":other/"), recovery=NEVER)
+
+
+def test_a_target_that_hangs_up_ends_the_session_with_a_reason(engine):
+    with SocketTarget() as target, opened(engine, target) as session:
+        write_and_read(session, 0, 8)
+        target.answer = lambda side, what: target.hang_up.set() or True
+        with pytest.raises(ConnectionLost):
+            session.command(scsi.inquiry(), length=96)
+
+
+def test_a_lost_connection_is_made_again_and_its_commands_repeated(engine):
+    with SocketTarget() as target, InitiatorSession(engine, target.url) as session:
+        write_and_read(session, 0, 64)
+        target.hang_up.set()
+        assert (
+            session.command(scsi.read_16(0, 64), length=64 * BLOCK).data
+            == pattern(64 * BLOCK, 64).tobytes()
+        )
+        assert session.core.recoveries == 1
+        assert target.served == 2
+
+
+def test_many_commands_are_under_way_at_once(engine):
+    with SocketTarget() as target, opened(engine, target, queue_depth=16) as session:
+        session.examine()
+        with engine.alloc(512 * BLOCK) as out, engine.alloc(512 * BLOCK) as back:
+            out.array[:] = pattern(512 * BLOCK)
+            for array, is_write in ((out, True), (back, False)):
+                session.transfer(
+                    lba=0,
+                    blocks=512,
+                    address=array.address,
+                    is_write=is_write,
+                    block_size=BLOCK,
+                    per_command=16,
+                )
+            assert np.array_equal(out.array, back.array)
