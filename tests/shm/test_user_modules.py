@@ -53,7 +53,10 @@ print(work(1), again(1), compiled.count)
 }
 
 
-@pytest.fixture(params=["", "lib/site-packages"], ids=["beside the program", "installed"])
+BESIDE = [""]
+
+
+@pytest.fixture(params=[*BESIDE, "lib/site-packages"], ids=["beside the program", "installed"])
 def user(tmp_path, request):
     """A program and its package, which may be installed."""
     for name, text in FILES.items():
@@ -104,8 +107,10 @@ def test_what_was_imported_before_the_watch_is_not_relied_on(tmp_path):
         assert run(tmp_path, "main.py", said="mine was imported before shm")[2] > 0
 
 
-@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
-@pytest.mark.parametrize("left", [b"", b"nonsense"])
+@pytest.mark.parametrize("user", BESIDE, indirect=True)
+@pytest.mark.parametrize(
+    ("suffix", "left"), [("nbi", b""), ("nbi", b"nonsense"), ("nbc", b"nonsense")]
+)
 def test_what_was_kept_and_is_damaged_is_made_again(user, suffix, left):
     directory, packages = user
     assert run(directory, "main.py", packages=packages) == [7, 13, 3]
@@ -118,6 +123,7 @@ def test_what_was_kept_and_is_damaged_is_made_again(user, suffix, left):
     assert run(directory, "main.py", packages=packages) == [7, 13, 0]
 
 
+@pytest.mark.parametrize("user", BESIDE, indirect=True)
 def test_where_nothing_can_be_kept_it_is_said_and_nothing_is_kept_elsewhere(user):
     directory, packages = user
     (directory / "file").touch()
