@@ -11,7 +11,7 @@ from ppe.cycle import libc
 from ppe.cycle.accounts import ENGINE_INFO, INDEX, STAGE_INDEX, STAGE_ROW, STAGE_SIZE, add
 from ppe.cycle.endpoints import ask_hot
 from ppe.cycle.readiness import poller
-from ppe.cycle.records import NONE, SLEEP, SPIN, engine_at
+from ppe.cycle.records import NONE, SLEEP, YIELD, engine_at
 from ppe.cycle.stages import control, events, receive, submissions, timers, transmit
 from ppe.cycle.stages import readiness as readiness_stage
 from ppe.cycle.stages.channels import park_all
@@ -155,8 +155,7 @@ def idle(engine: int, until_ns: int, inline: bool) -> int:
             and mine["transmit_head"] == (mine["transmit_tail"])
         ):
             return sleep(engine, until_ns, inline)
-    elif mine["idle"] != SPIN:
-        # One that may sleep, too, may share its core with whoever it waits for.
+    elif mine["idle"] == YIELD:
         libc.yield_cpu()
         count(mine["counters"], _YIELDS, 1)
     pause()
