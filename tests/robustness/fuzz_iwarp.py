@@ -20,6 +20,7 @@ from ppe.cycle.rnic.constants import (
 )
 from ppe.cycle.rnic.iwarp.core import CODE_MASK, ERROR, RTS, TERMINATE, TERMINATED
 from ppe.cycle.rnic.iwarp.records import RTR_READ, RTR_SEND
+from ppe.cycle.rnic.records import rq_at
 from tests.ppe.rnic import core_door as door
 from tests.ppe.rnic import fpdus
 from tests.ppe.rnic.victim import PATTERN, Victim
@@ -214,7 +215,7 @@ class IwarpFuzz:
         self.posted.append(victim.post(opcode, pieces, flags=flags, **aim))
         if opcode == WR_RDMA_READ:
             self.asked.append((victim.private.key, victim.private.iova + 64, size))
-        if own.random() < 0.3:
+        if own.random() < 0.3 and rq_at(victim.rq.address)[0]["free"] >= 0:
             self.posted.append(victim.receive(victim.buffers.piece(900, 100)))
 
     def feed(self, message):
