@@ -125,16 +125,19 @@ class SocketTarget(threading.Thread):
         iser = IserParams()
         proposal = Proposal(self.session or SessionParams(), iser=iser)
         login = TargetLogin(TargetPolicy({NAME}), proposal=proposal, command_window=WINDOW)
+        wire.qp.receives.append((0, [(address_of(buffer), LOGIN_RECEIVE)]))
         while not login.done:
-            wire.qp.receives.append((0, [(address_of(buffer), LOGIN_RECEIVE)]))
             length = wire.receive_one()
             try:
                 login.receive_pdu(*unwrap(buffer[:length].tobytes()))
             except ProtocolError:
                 wire.send(login.data_to_send())
                 raise ConnectionError("the login failed") from None
+            # Receives are there before the peer can know that it may go on.
             if login.done:
                 self.side = self._side(login.result, wire)
+            else:
+                wire.qp.receives.append((0, [(address_of(buffer), LOGIN_RECEIVE)]))
             wire.send(login.data_to_send())
         return login.result
 
