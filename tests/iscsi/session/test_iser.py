@@ -30,6 +30,14 @@ def engine():
         yield handle
 
 
+@pytest.fixture(params=["inline", "daemon"])
+def either(request):
+    """An engine in this thread, and one in a process of its own."""
+    name = "inline:" if request.param == "inline" else request.getfixturevalue("daemon")
+    with host.connect(name) as handle:
+        yield handle
+
+
 def opened(engine, target, **options):
     return InitiatorSession(engine, target.url, recovery=NEVER, **options)
 
@@ -41,8 +49,8 @@ def write_and_read(session, lba, blocks):
 
 
 @pytest.mark.parametrize("invalidates", [True, False], ids=["remote", "local"])
-def test_what_is_written_is_read_back(engine, invalidates):
-    with SocketTarget(invalidates=invalidates) as target, opened(engine, target) as session:
+def test_what_is_written_is_read_back(either, invalidates):
+    with SocketTarget(invalidates=invalidates) as target, opened(either, target) as session:
         for blocks in (1, 8, 16, 40, 512):
             write_and_read(session, 3, blocks)
         kinds = counts(target.side.qp)
