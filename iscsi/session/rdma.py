@@ -105,15 +105,19 @@ def _log_in(
     engine: Any, queue_pair: QueuePair, portal: Portal, login: InitiatorLogin, seconds: float
 ) -> LoginResult:
     login.start()
-    with (
-        engine.alloc(2 * MESSAGE_MAX) as buffer,
-        queue_pair.pd.reg_mr(buffer, ACCESS_LOCAL_WRITE) as region,
-    ):
-        while not login.done:
-            _ask(queue_pair, buffer, region, login.data_to_send())
-            _complete(queue_pair, _SEND, portal, seconds)
-            length = _complete(queue_pair, _RECEIVE, portal, seconds)
-            login.receive_pdu(*unwrap(buffer.array[:length].tobytes()))
+    with engine.alloc(2 * MESSAGE_MAX) as buffer:
+        region = queue_pair.pd.reg_mr(buffer, ACCESS_LOCAL_WRITE)
+        try:
+            while not login.done:
+                _ask(queue_pair, buffer, region, login.data_to_send())
+                _complete(queue_pair, _SEND, portal, seconds)
+                length = _complete(queue_pair, _RECEIVE, portal, seconds)
+                login.receive_pdu(*unwrap(buffer.array[:length].tobytes()))
+        except BaseException:
+            queue_pair.destroy()  # A posted receive keeps the memory.
+            raise
+        finally:
+            region.dereg()
     assert login.result is not None, "done means that there is a result"
     return login.result
 

@@ -132,6 +132,13 @@ def test_a_target_that_says_nothing_to_a_login_is_given_up(engine):
         assert registered(engine) == 0
 
 
+def test_a_target_that_starts_and_does_not_answer_the_login_is_given_up(engine):
+    with SocketTarget(mute=True) as target:
+        with pytest.raises(LoginTimeout, match="did not answer"):
+            InitiatorSession(engine, target.url, recovery=NEVER, login_timeout_s=0.5)
+        assert registered(engine) == 0
+
+
 def test_an_event_loop_is_not_blocked_by_a_login_over_rdma(engine):
     async def open_later():
         await iscsi.aopen(f"iser://127.0.0.1:1/{NAME}/0", engine)
