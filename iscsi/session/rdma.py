@@ -3,7 +3,6 @@ RDMA mode from the first byte as deployed peers are, over which login PDUs trave
 time. Then the engine takes the queue pair over, which has nothing posted any more.
 """
 
-import errno
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,7 +12,7 @@ from host.channel import Channel
 from host.memory import Buffer
 from host.verbs import ConnParam, Device, QpCap, QueuePair, RecvWr, SendWr
 from host.verbs.memory import MemoryRegion, ProtectionDomain
-from iscsi.session.errors import ConnectionLost
+from iscsi.session.errors import ConnectionLost, LoginTimeout
 from iscsi.wire.iser.connecting import Features
 from iscsi.wire.iser.message import unwrap, wrap
 from iscsi.wire.iser.records import HEADERS_LENGTH, IserLimits
@@ -22,7 +21,6 @@ from iscsi.wire.login_common import MAX_LOGIN_SEGMENT, LoginResult
 from iscsi.wire.names import Portal
 from shm.verbs import ACCESS_LOCAL_WRITE, WC_STATUS_NAMES, WR_SEND
 
-LOGIN_S: Final = 30.0  # for each answer of the target
 MESSAGE_MAX: Final = HEADERS_LENGTH + MAX_LOGIN_SEGMENT
 READS: Final = 16  # RDMA Reads of the target that we serve at once
 # Receives of LIO's target, which declares no limit: 128 for PDUs of every kind.
@@ -54,12 +52,19 @@ class RdmaConnection:
 
 
 def connect(
-    engine: Any, channel: Channel, portal: Portal, login: InitiatorLogin, *, tasks: int, sends: int
+    engine: Any,
+    channel: Channel,
+    portal: Portal,
+    login: InitiatorLogin,
+    *,
+    tasks: int,
+    sends: int,
+    seconds: float,
 ) -> tuple[RdmaConnection, LoginResult]:
     """Connect to a portal and log in, with queues for `tasks` commands and `sends` PDUs.
 
-    Blocks. Raises OSError, ConnectionLost, and what the login machine raises; then nothing is left
-    of it.
+    Blocks, up to `seconds` for each answer. Raises OSError, LoginTimeout, ConnectionLost, and what
+    the login machine raises; then nothing is left of it.
     """
     device = Device(engine, channel)
     domain = device.alloc_pd()
@@ -69,10 +74,16 @@ def connect(
     try:
         ours = Features(send_invalidate=True)
         wanted = ConnParam(
-            private_data=ours.to_bytes(), responder_resources=READS, initiator_depth=1
+            private_data=ours.to_bytes(),
+            responder_resources=READS,
+            initiator_depth=1,
+            timeout_s=seconds,
         )
-        startup = queue_pair.connect((portal.host, portal.port), wanted)
-        result = _log_in(engine, queue_pair, portal, login)
+        try:
+            startup = queue_pair.connect((portal.host, portal.port), wanted)
+        except TimeoutError as error:
+            raise LoginTimeout(_late(portal, seconds)) from error
+        result = _log_in(engine, queue_pair, portal, login, seconds)
     except BaseException:
         queue_pair.destroy()
         domain.dealloc()
@@ -91,38 +102,44 @@ def connect(
 
 
 def _log_in(
-    engine: Any, queue_pair: QueuePair, portal: Portal, login: InitiatorLogin
+    engine: Any, queue_pair: QueuePair, portal: Portal, login: InitiatorLogin, seconds: float
 ) -> LoginResult:
     login.start()
-    with (
-        engine.alloc(2 * MESSAGE_MAX) as buffer,
-        queue_pair.pd.reg_mr(buffer, ACCESS_LOCAL_WRITE) as region,
-    ):
-        while not login.done:
-            _ask(queue_pair, buffer, region, login.data_to_send(), portal)
-            length = _complete(queue_pair, _RECEIVE, portal)
-            login.receive_pdu(*unwrap(buffer.array[:length].tobytes()))
+    with engine.alloc(2 * MESSAGE_MAX) as buffer:
+        region = queue_pair.pd.reg_mr(buffer, ACCESS_LOCAL_WRITE)
+        try:
+            while not login.done:
+                _ask(queue_pair, buffer, region, login.data_to_send())
+                _complete(queue_pair, _SEND, portal, seconds)
+                length = _complete(queue_pair, _RECEIVE, portal, seconds)
+                login.receive_pdu(*unwrap(buffer.array[:length].tobytes()))
+        except BaseException:
+            queue_pair.destroy()  # A posted receive keeps the memory.
+            raise
+        finally:
+            region.dereg()
     assert login.result is not None, "done means that there is a result"
     return login.result
 
 
-def _ask(
-    queue_pair: QueuePair, buffer: Buffer, region: MemoryRegion, pdu: bytes, portal: Portal
-) -> None:
+def _ask(queue_pair: QueuePair, buffer: Buffer, region: MemoryRegion, pdu: bytes) -> None:
     """Send a Login Request; the receive for its answer is posted before."""
     message = np.frombuffer(wrap(pdu), np.uint8)
     buffer.array[MESSAGE_MAX : MESSAGE_MAX + message.size] = message
     queue_pair.post_recv(RecvWr([region.sge(0, MESSAGE_MAX)], _RECEIVE))
     queue_pair.post_send(SendWr(WR_SEND, [region.sge(MESSAGE_MAX, message.size)], _SEND))
-    _complete(queue_pair, _SEND, portal)
 
 
-def _complete(queue_pair: QueuePair, wr_id: int, portal: Portal) -> int:
+def _late(portal: Portal, seconds: float) -> str:
+    return f"the target at {portal.address} did not answer a login within {seconds:g} s"
+
+
+def _complete(queue_pair: QueuePair, wr_id: int, portal: Portal, seconds: float) -> int:
     """Wait for one completion; its length."""
     try:
-        done = queue_pair.send_cq.complete(wr_id, LOGIN_S)
+        done = queue_pair.send_cq.complete(wr_id, seconds)
     except TimeoutError as error:
-        raise OSError(errno.ETIMEDOUT, f"no answer of {portal.address} to a login") from error
+        raise LoginTimeout(_late(portal, seconds)) from error
     if done.status:
         raise ConnectionLost(
             f"the target at {portal.address} ended the connection during the login: "

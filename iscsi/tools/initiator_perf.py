@@ -81,7 +81,7 @@ def _facts(
     return {
         "url": unit.url,
         "engine": args.engine,
-        "receive": modes[unit.session.core.options.mode],
+        "receive": modes[unit.session.core.mode],
         "depth": args.depth,
         "blocks": plan.blocks,
         "block_size": unit.block_size,

@@ -38,10 +38,10 @@ _RTR = {mpa.Rtr.NONE: 0, mpa.Rtr.SEND: 3, mpa.Rtr.WRITE: 1, mpa.Rtr.READ: 2}
 class SocketTarget(threading.Thread):
     """Listens on 127.0.0.1; `url` is where. `invalidates`: Responses invalidate tags."""
 
-    def __init__(self, *, invalidates=True, blocks=2048, answer=None, session=None):
+    def __init__(self, *, invalidates=True, blocks=2048, answer=None, session=None, mute=False):
         super().__init__(daemon=True)
         self.invalidates, self.blocks = invalidates, blocks
-        self.answer, self.session = answer, session
+        self.answer, self.session, self.mute = answer, session, mute
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.ram = np.zeros(blocks * BLOCK, np.uint8)
@@ -125,16 +125,24 @@ class SocketTarget(threading.Thread):
         iser = IserParams()
         proposal = Proposal(self.session or SessionParams(), iser=iser)
         login = TargetLogin(TargetPolicy({NAME}), proposal=proposal, command_window=WINDOW)
+        wire.qp.receives.append((0, [(address_of(buffer), LOGIN_RECEIVE)]))
         while not login.done:
-            wire.qp.receives.append((0, [(address_of(buffer), LOGIN_RECEIVE)]))
             length = wire.receive_one()
+            while self.mute and wire.pump(0.01):  # It never answers a login.
+                if self.stop.is_set():
+                    break
+            if self.mute:
+                raise ConnectionError("the peer has given up")
             try:
                 login.receive_pdu(*unwrap(buffer[:length].tobytes()))
             except ProtocolError:
                 wire.send(login.data_to_send())
                 raise ConnectionError("the login failed") from None
+            # Receives are there before the peer can know that it may go on.
             if login.done:
                 self.side = self._side(login.result, wire)
+            else:
+                wire.qp.receives.append((0, [(address_of(buffer), LOGIN_RECEIVE)]))
             wire.send(login.data_to_send())
         return login.result
 

@@ -11,6 +11,7 @@ from iscsi.wire import tx
 from iscsi.wire.iser import initiator, target, work
 from iscsi.wire.iser.records import KIND_RELEASE, send_at
 from iscsi.wire.mover import event_at, post_at
+from iscsi.wire.port import READY, is_empty
 from ppe.cycle.endpoints import endpoint_id, endpoint_of, queue_transmit
 from ppe.cycle.operations import channel_row_of, complete_now, new_operation, refuse
 from ppe.cycle.records import CONNECTED, NONE, endpoint_at, engine_at, row_at
@@ -155,10 +156,21 @@ def _told(engine: int, index: int) -> int:
         if broken < 0:
             break_endpoint(engine, index, broken)
     if endpoint["state"] == CONNECTED:
-        _pump(engine, index)
-    if endpoint["state"] == CONNECTED:
-        tell(engine, index)
+        _go_on(engine, index)
     return 0
+
+
+@nopython
+def _go_on(engine: int, index: int) -> None:
+    """Post what there is to post, and tell the host what is over; what that made room for, too."""
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    _pump(engine, index)
+    if endpoint["state"] != CONNECTED:
+        return
+    tell(engine, index)
+    waits = not is_empty(mover_at(endpoint["mover"])[0]["conn"] + READY)
+    if waits and endpoint["state"] == CONNECTED:
+        _pump(engine, index)
 
 
 # --- operations ----------------------------------------------------------------------------------
@@ -200,9 +212,7 @@ def _work(engine: int, channel: int, wqe: int, place: int) -> int:
         event["arg0"] = post_at(post)[0]["arg0"]
         event["arg1"], event["arg2"] = 0, 0
         finish_by_event(engine, index, operation)
-    _pump(engine, index)
-    if endpoint["state"] == CONNECTED:
-        tell(engine, index)
+    _go_on(engine, index)
     return 1
 
 

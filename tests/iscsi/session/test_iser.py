@@ -2,20 +2,24 @@
 an ordinary socket, through software iWARP on both sides.
 """
 
+import asyncio
+import socket
+
 import numpy as np
 import pytest
 
 import host
 import host.inline
+import iscsi
 import ppe.cycle.services.iser  # noqa: F401 - compiles while tests are collected
-from iscsi.session.errors import ConnectionLost
+from iscsi.session.errors import ConnectionLost, LoginTimeout, NotSupported
 from iscsi.session.initiator import InitiatorSession
 from iscsi.session.options import NEVER
 from iscsi.wire import scsi
 from iscsi.wire.errors import LoginRejected, ScsiError
 from ppe.cycle.rnic.records import mr_table_at
 from shm.verbs import WR_RDMA_READ, WR_RDMA_WRITE, WR_SEND_WITH_INV
-from tests.iscsi.iser_target import SocketTarget
+from tests.iscsi.iser_target import NAME, SocketTarget
 from tests.iscsi.wire.full_feature import BLOCK, pattern
 from tests.iscsi.wire.iser.pair import counts
 
@@ -23,6 +27,14 @@ from tests.iscsi.wire.iser.pair import counts
 @pytest.fixture
 def engine():
     with host.connect("inline:") as handle:
+        yield handle
+
+
+@pytest.fixture(params=["inline", "daemon"])
+def either(request):
+    """An engine in this thread, and one in a process of its own."""
+    name = "inline:" if request.param == "inline" else request.getfixturevalue("daemon")
+    with host.connect(name) as handle:
         yield handle
 
 
@@ -37,8 +49,8 @@ def write_and_read(session, lba, blocks):
 
 
 @pytest.mark.parametrize("invalidates", [True, False], ids=["remote", "local"])
-def test_what_is_written_is_read_back(engine, invalidates):
-    with SocketTarget(invalidates=invalidates) as target, opened(engine, target) as session:
+def test_what_is_written_is_read_back(either, invalidates):
+    with SocketTarget(invalidates=invalidates) as target, opened(either, target) as session:
         for blocks in (1, 8, 16, 40, 512):
             write_and_read(session, 3, blocks)
         kinds = counts(target.side.qp)
@@ -110,3 +122,26 @@ def test_many_commands_are_under_way_at_once(engine):
                     per_command=16,
                 )
             assert np.array_equal(out.array, back.array)
+
+
+def test_a_target_that_says_nothing_to_a_login_is_given_up(engine):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"iser://127.0.0.1:{listener.getsockname()[1]}/{NAME}/0"
+        with pytest.raises(LoginTimeout, match="did not answer"):
+            InitiatorSession(engine, url, recovery=NEVER, login_timeout_s=0.5)
+        assert registered(engine) == 0
+
+
+def test_a_target_that_starts_and_does_not_answer_the_login_is_given_up(engine):
+    with SocketTarget(mute=True) as target:
+        with pytest.raises(LoginTimeout, match="did not answer"):
+            InitiatorSession(engine, target.url, recovery=NEVER, login_timeout_s=0.5)
+        assert registered(engine) == 0
+
+
+def test_an_event_loop_is_not_blocked_by_a_login_over_rdma(engine):
+    async def open_later():
+        await iscsi.aopen(f"iser://127.0.0.1:1/{NAME}/0", engine)
+
+    with pytest.raises(NotSupported, match="event loop"):
+        asyncio.run(open_later())

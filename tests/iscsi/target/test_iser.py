@@ -33,6 +33,7 @@ from iscsi.wire.login_common import LoginResult
 from iscsi.wire.names import Portal
 from ppe.cycle.rnic.records import mr_table_at
 from shm.verbs import WR_SEND
+from tests.e2e.running import RunningEngine, environment_of
 from tests.iscsi.iser_initiator import WAIT_S, SocketInitiator
 from tests.iscsi.target.serving import ServerThread
 from tests.iscsi.wire.full_feature import BLOCK, READ, pattern
@@ -197,11 +198,19 @@ class OverRdma(ServerThread):
         return f"iser://127.0.0.1:{self.port}/{NAME}/0"
 
 
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory):
+    with RunningEngine(tmp_path_factory.mktemp("engine")) as made, environment_of(made):
+        yield made
+
+
 @pytest.mark.parametrize("placement", ["engine", "datamover"])
-def test_our_session_and_our_target_speak_iser(placement):
+@pytest.mark.parametrize("kind", ["inline", "daemon"])
+def test_our_session_and_our_target_speak_iser(kind, placement, request):
+    name = "inline:" if kind == "inline" else request.getfixturevalue("daemon").name
     with (
-        OverRdma(placement=placement) as serving,
-        host.connect("inline:") as engine,
+        OverRdma(placement=placement, engine=name) as serving,
+        host.connect(name) as engine,
         iscsi.open(serving.url, engine) as device,
     ):
         assert device.block_count == BLOCKS

@@ -2,6 +2,7 @@
 and key.
 """
 
+import argparse
 import textwrap
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from iscsi.target.settings import load_file
 from iscsi.target.toml_lines import key_lines, line_of
 from iscsi.target.toml_reader import SettingsError
+from iscsi.tools.target import add_serve_arguments
+from iscsi.tools.target_serve import settings_of
 from iscsi.wire.names import Portal
-from ppe.errors import ConfigError
+from ppe.errors import ConfigError, UsageError
 
 GOOD = """
     [server]
@@ -220,3 +223,69 @@ def test_lines_of_keys_are_found_by_their_path():
     assert lines[("l", 1, "m", 0, "d")] == 10
     assert line_of(lines, ("l", 1, "m", 0, "nothing")) == 9
     assert line_of(lines, ("nothing",)) == 0
+
+
+# --- portals over RDMA -------------------------------------------------------------------------
+
+RDMA = """
+    [server]
+    placement = "datamover"
+
+    [[portal]]
+    listen = "127.0.0.1:3261"
+
+    [[portal]]
+    listen = "127.0.0.1:3262"
+    iser = true
+
+    [[target]]
+    name = "iqn.2026-01.org.example:one"
+
+      [[target.lun]]
+      lun = 0
+      backend = "ram"
+      size = "1M"
+"""
+
+
+def test_a_portal_is_tcp_unless_the_file_says_rdma(tmp_path):
+    found = load_file(write(tmp_path, RDMA)).portals
+    assert [(each.portal.port, each.rdma) for each in found] == [(3261, False), (3262, True)]
+
+
+def test_whether_a_portal_is_rdma_is_yes_or_no(tmp_path):
+    with pytest.raises(SettingsError, match="iser"):
+        load_file(write(tmp_path, RDMA.replace("iser = true", "iser = 1")))
+
+
+def flags(*words):
+    parser = argparse.ArgumentParser()
+    add_serve_arguments(parser)
+    return settings_of(parser.parse_args(words))
+
+
+@pytest.mark.parametrize(
+    ("words", "portals", "placement"),
+    [
+        (["--iser", "127.0.0.1:3262"], [(3262, True)], "engine"),
+        (
+            ["--iser", "127.0.0.1:3262", "--portal", "127.0.0.1:3261"],
+            [(3261, False), (3262, True)],
+            "engine",
+        ),
+        (
+            ["--iser", "127.0.0.1:3262", "--placement", "datamover"],
+            [(3262, True)],
+            "datamover",
+        ),
+    ],
+)
+def test_a_portal_for_iser_has_an_engine_frame_its_pdus(words, portals, placement):
+    found = flags(*words)
+    assert [(each.portal.port, each.rdma) for each in found.portals] == portals
+    assert found.limits["placement"] == placement
+
+
+def test_an_address_for_iser_that_is_none_is_named():
+    with pytest.raises(UsageError, match="nowhere:at:all"):
+        flags("--iser", "nowhere:at:all")
