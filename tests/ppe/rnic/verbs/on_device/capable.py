@@ -123,14 +123,15 @@ def a_window_opens_a_part_of_a_region_until_it_is_invalidated(device, address):
         exported.window.close()
 
 
-def a_peer_cannot_write_outside_a_window(device, address):
+def a_peer_cannot_write_to_a_window_that_is_for_reading(device, address):
     with _window_link(device, address) as link:
         left, right = link.left, link.right
         exported = Exported(right)
-        exported.bind(4096, 8192)
-        left.post(c.WR_RDMA_WRITE, left.memory.piece(0, 64), **exported.peer(4096 + 8192 - 32))
+        exported.bind(4096, 8192, c.ACCESS_REMOTE_READ)
+        left.memory.data[:64] = 0x77
+        left.post(c.WR_RDMA_WRITE, left.memory.piece(0, 64), **exported.peer(4096))
         left.completion(c.WC_REM_ACCESS_ERR)
-        assert right.memory.bytes(4096 + 8192 - 32, 64) == bytes(64)
+        assert right.memory.bytes(4096, 64) == bytes(64)
         exported.window.close()
 
 
@@ -143,7 +144,8 @@ def a_send_invalidates_the_window_that_it_names(device, address):
         left.post(c.WR_SEND_WITH_INV, left.memory.piece(0, 8), invalidate_rkey=exported.rkey)
         left.completion()
         found = right.completion()
-        assert (found.flags, found.invalidated_rkey) == (c.WC_WITH_INV, exported.rkey)
+        told = (found.flags, found.invalidated_rkey)
+        assert told == (c.WC_WITH_INV, exported.rkey), (told, exported.rkey)
         left.post(c.WR_RDMA_WRITE, left.memory.piece(0, 64), **exported.peer(0))
         left.completion(c.WC_REM_ACCESS_ERR)
         exported.window.close()
