@@ -18,7 +18,6 @@ from tests.ppe.rnic.verbs.on_device.node import (
     Link,
     Memory,
     raised,
-    req_notify,
 )
 
 PORT = 7600
@@ -227,12 +226,15 @@ def _fails(link, status, opcode, piece, **values):
     """The active end's request fails with one of `status`; all behind it is flushed in order."""
     left = link.left
     bad = left.post(opcode, piece, **values)
-    second = left.try_post(c.WR_SEND, left.memory.piece(0, 8), token=77, flags=0)
+    second = left.try_post(c.WR_SEND, left.memory.piece(0, 8), token=77)
     found = left.completions(1 if second else 2)
     assert found[0].token == bad
     assert found[0].status in status, found
     if not second:
-        assert (found[1].token, found[1].status) == (77, FLUSHED)
+        # Over iWARP a Send behind the Read may have left before the Terminate came.
+        after = (c.WC_SUCCESS, FLUSHED) if _is_iwarp(link) else (FLUSHED,)
+        assert found[1].token == 77
+        assert found[1].status in after
     assert left.try_post(c.WR_SEND) == -errno.ENOTCONN
     return [one.status for one in found]
 
@@ -370,20 +372,6 @@ def an_empty_shared_receive_queue_raises_its_event(device, address):
             one.connection.disconnect()
             one.close()
         srq.close()
-
-
-def a_solicited_event_comes_for_a_solicited_send_alone(device, address):
-    with Link(device, address, PORT) as link:
-        left, right = link.left, link.right
-        for _ in range(2):
-            right.receive(right.memory.piece(0, 64))
-        assert req_notify(right.cq.address, 1) == 0
-        left.post(c.WR_SEND, left.memory.piece(0, 4))
-        right.completion()
-        assert not right.cq.wait_event(0.3)
-        left.post(c.WR_SEND, left.memory.piece(0, 4), flags=c.SEND_SIGNALED | c.SEND_SOLICITED)
-        assert right.cq.wait_event(WAIT_S)
-        right.completion()
 
 
 def a_region_that_is_refused_says_what_may_be_the_matter(device, address):
