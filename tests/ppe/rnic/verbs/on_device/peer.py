@@ -35,10 +35,10 @@ def accept(private_data="", ird=4, ord=4):
     return _told(request)
 
 
-def refuse(private_data=""):
+def refuse():
     """Reject the next request."""
     asked, _ = _now["listener"].request(WAIT_S)
-    asked.reject(bytes.fromhex(private_data))
+    asked.reject()
     asked.close()
 
 
