@@ -195,6 +195,7 @@ def test_a_request_that_is_none_is_dropped_and_holds_up_nobody(sides, data, says
 def test_a_request_that_dribbles_is_read_to_its_end_and_one_that_stops_is_dropped(sides):
     _, passive = sides
     with passive.device.listen() as listener:
+        listener.request_timeout_s = WAIT_S  # The machine may be slow.
         with call(listener, passive) as peer:
             for byte in b"MPA ID Req Frame\x50\x02\x00\x06\x00\x01\x00\x01hi":
                 peer.send(bytes([byte]))
