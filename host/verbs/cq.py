@@ -17,7 +17,7 @@ from host.verbs.native import EFAULT, EINVAL, EOPNOTSUPP
 from host.verbs.records import CQ
 from host.verbs.work import WorkCompletion
 from shm.channel import SOLICITED
-from shm.operations import RDMA_RECEIVE
+from shm.operations import RDMA_BIND_MW, RDMA_RECEIVE
 from shm.records import NEVER
 from shm.verbs import (
     WC_FLAGS_MASK,
@@ -90,7 +90,10 @@ class CompletionQueue:
         doors.note_wc(
             self.device.address, done.endpoint, int(done.opcode == RDMA_RECEIVE), done.arg1
         )
-        return wc_of(done)
+        wc = wc_of(done)
+        if done.opcode == RDMA_BIND_MW:
+            self.device.bound(done.endpoint, wc)
+        return wc
 
     def complete(self, wr_id: int, timeout_s: float = 10.0) -> WorkCompletion:
         """Wait for the completion with this wr_id; all others stay. Raises TimeoutError."""

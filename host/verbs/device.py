@@ -19,7 +19,7 @@ from host.verbs.memory import ProtectionDomain
 from host.verbs.provider import DeviceAttr, Ids, IwarpProvider, Provider
 from host.verbs.qp import QueuePair, SharedReceiveQueue
 from host.verbs.records import DEVICE, ERROR, QPS_MAX
-from host.verbs.work import QpCap, SgeScratch
+from host.verbs.work import QpCap, SgeScratch, WorkCompletion
 from shm.operations import (
     EVENT_DISCONNECTED,
     EVENT_RDMA,
@@ -238,6 +238,12 @@ class Device:
         self._qps[qp.endpoint] = qp
         self._gone.pop(qp.endpoint, None)
         self._table[qp.endpoint & INDEX_MASK] = qp.qp
+
+    def bound(self, endpoint: int, wc: WorkCompletion) -> None:
+        """A binding of a memory window is over; completion queues call this."""
+        qp = self._qps.get(endpoint) or self._gone.get(endpoint)
+        if qp is not None:
+            qp.bound(wc)
 
     def shut_down(self, qp: QueuePair, timeout_s: float) -> None:
         """End our direction behind what was posted, and wait for the peer to end its own."""

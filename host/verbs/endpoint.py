@@ -133,12 +133,14 @@ class Endpoint:
         self.is_closed = True
         manager = self.service.manager
         self.qp.destroy()
-        manager.drain()
-        while self._waiting:
-            self._waiting.popleft()[0].release()
-        manager.credits.close(self.credits)
-        self.service.endpoints.discard(self)
-        manager.endpoint_gone(self)
+        try:
+            manager.drain()
+        finally:  # A service may raise what its work ended with; nothing is lost by that.
+            while self._waiting:
+                self._waiting.popleft()[0].release()
+            manager.credits.close(self.credits)
+            self.service.endpoints.discard(self)
+            manager.endpoint_gone(self)
 
 
 @dataclass(slots=True)

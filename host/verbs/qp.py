@@ -141,6 +141,7 @@ class QueuePair:
         self.record = np.zeros(1, QP)
         self.qp = int(self.record.ctypes.data)
         self._early: list[RecvWr] = []  # receives posted before there is a connection
+        self._binds: deque[MemoryWindow] = deque()  # in the order of their completions
         self.startup: Startup | None = None
         # layer << 12 | type << 8 | code of the Terminate that ended it
         self.terminate: int | None = None
@@ -248,16 +249,22 @@ class QueuePair:
 
     def bind_mw(self, window: "MemoryWindow", memory: Sge, access: int, *, wr_id: int = 0) -> bool:
         """Post the binding of a window to a piece of registered memory; the completion's
-        `imm_data` is the window's new rkey. False: the queue is full.
+        `new_rkey` is the window's from then on. False: the queue is full.
         """
         self._check()
-        return self._answer(
-            doors.post_pair(
-                self.qp, WR_BIND_MW, SEND_SIGNALED, wr_id, memory.addr, memory.lkey,
-                0, window.rkey, memory.length, access,
-            ),
-            WR_BIND_MW,
+        posted = doors.post_pair(
+            self.qp, WR_BIND_MW, SEND_SIGNALED, wr_id, memory.addr, memory.lkey,
+            0, window.rkey, memory.length, access,
         )  # fmt: skip
+        if posted > 0:
+            self._binds.append(window)
+        return self._answer(posted, WR_BIND_MW)
+
+    def bound(self, wc: WorkCompletion) -> None:
+        """A binding is over: if it succeeded its window has a new rkey; the device calls this."""
+        window = self._binds.popleft()
+        if wc.ok:
+            window.rkey = wc.new_rkey
 
     # --- connection management ----------------------------------------------------------------
 

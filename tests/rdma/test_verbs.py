@@ -333,6 +333,7 @@ def test_a_window_lends_a_piece_of_a_region_until_it_is_invalidated(joined):
     window = passive.pd.alloc_mw()
     assert theirs.bind_mw(window, passive.mr.sge(4096, 4096), ACCESS_REMOTE_WRITE)
     rkey = passive.one().check().new_rkey
+    assert window.rkey == rkey
     sent = active.fill(0, 4096)
     where = {"remote_addr": passive.mr.addr + 4096, "rkey": rkey}
     send(active, ours, 0, 4096, opcode=WR_RDMA_WRITE, **where)
