@@ -262,8 +262,8 @@ class QueuePair:
 
     def bound(self, wc: WorkCompletion) -> None:
         """A binding is over: if it succeeded its window has a new rkey; the device calls this."""
-        window = self._binds.popleft()
-        if wc.ok:
+        window = self._binds.popleft() if self._binds else None  # None: posted by compiled code
+        if window is not None and wc.ok:
             window.rkey = wc.new_rkey
 
     # --- connection management ----------------------------------------------------------------
