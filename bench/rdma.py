@@ -30,7 +30,7 @@ from host.verbs.pin_down_cache import PinDownCache
 from host.verbs.registration import OnTheFly, PreRegistered, Registrar, Windows
 from shm.clock import cycles_per_ns
 from shm.qp_spec import MULPDU
-from shm.verbs import (
+from shm.verbs_numbers import (
     ACCESS_LOCAL_WRITE,
     ACCESS_REMOTE_READ,
     WR_RDMA_READ,

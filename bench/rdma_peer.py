@@ -16,7 +16,11 @@ from bench import rdma_workers
 from bench.cores import pinned
 from host.verbs import ConnParam, Device, QpCap, RecvWr
 from host.verbs.records import SGE, WC
-from shm.verbs import ACCESS_LOCAL_WRITE, ACCESS_REMOTE_READ, ACCESS_REMOTE_WRITE
+from shm.verbs_numbers import (
+    ACCESS_LOCAL_WRITE,
+    ACCESS_REMOTE_READ,
+    ACCESS_REMOTE_WRITE,
+)
 
 SIZE: Final = 1 << 20
 DEPTH: Final = 64

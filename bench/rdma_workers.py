@@ -12,7 +12,12 @@ from shm.atomics import cycles
 from shm.jit import entry, nopython
 from shm.libc import monotonic_ns
 from shm.memory import store_64
-from shm.verbs import SEND_SIGNALED, WC_RECV, WR_RDMA_READ, WR_SEND
+from shm.verbs_numbers import (
+    SEND_SIGNALED,
+    WC_RECV,
+    WR_RDMA_READ,
+    WR_SEND,
+)
 
 ACK_SIZE: Final = 8
 LOOK_TIME_EVERY: Final = 1 << 16  # polls between looks at the wall clock

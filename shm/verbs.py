@@ -1,5 +1,5 @@
-"""The verbs manual's numbers (libibverbs' values), and how a work request and its completion travel
-on the rings. Both sides read this table.
+"""How a work request and its completion travel on the rings, in the verbs manual's numbers
+(`shm.verbs_numbers`). Both sides read this table.
 
 A WQE's first slot: `region` is the lkey, `offset` the address as its region was registered (iova),
 `length` of the first scatter/gather entry; arg0 the remote address; arg1 the rkey in the low 32
@@ -20,55 +20,27 @@ from typing import Final
 
 from shm.jit import nopython
 from shm.operations import CANCELLED, RDMA_ATOMIC_SWAP, RDMA_FIRST
+from shm.verbs_numbers import (
+    WC_BAD_RESP_ERR,
+    WC_FATAL_ERR,
+    WC_GENERAL_ERR,
+    WC_LOC_ACCESS_ERR,
+    WC_LOC_LEN_ERR,
+    WC_LOC_PROT_ERR,
+    WC_LOC_QP_OP_ERR,
+    WC_MW_BIND_ERR,
+    WC_REM_ABORT_ERR,
+    WC_REM_ACCESS_ERR,
+    WC_REM_INV_REQ_ERR,
+    WC_REM_OP_ERR,
+    WC_RESP_TIMEOUT_ERR,
+    WC_RETRY_EXC_ERR,
+    WC_RNR_RETRY_EXC_ERR,
+    WC_SUCCESS,
+    WC_WR_FLUSH_ERR,
+)
 
-# --- work requests (enum ibv_wr_opcode) -------------------------------------------------------
-WR_RDMA_WRITE: Final = 0
-WR_RDMA_WRITE_WITH_IMM: Final = 1
-WR_SEND: Final = 2
-WR_SEND_WITH_IMM: Final = 3
-WR_RDMA_READ: Final = 4
-WR_ATOMIC_CMP_AND_SWP: Final = 5
-WR_ATOMIC_FETCH_AND_ADD: Final = 6
-WR_LOCAL_INV: Final = 7
-WR_BIND_MW: Final = 8
-WR_SEND_WITH_INV: Final = 9
-WR_ATOMIC_SWAP: Final = 0x100  # RFC 7306's; libibverbs has no numbers for them
-WR_IMMEDIATE: Final = 0x101
-WR_OURS: Final = 0x100
-
-# enum ibv_send_flags
-SEND_FENCE: Final = 1
-SEND_SIGNALED: Final = 2
-SEND_SOLICITED: Final = 4
-SEND_INLINE: Final = 8
-
-# enum ibv_access_flags
-ACCESS_LOCAL_WRITE: Final = 1
-ACCESS_REMOTE_WRITE: Final = 2
-ACCESS_REMOTE_READ: Final = 4
-ACCESS_REMOTE_ATOMIC: Final = 8
-ACCESS_MW_BIND: Final = 16
-ACCESS_ON_DEMAND: Final = 64
-
-# --- work completions -------------------------------------------------------------------------
-# enum ibv_wc_status
-WC_SUCCESS: Final = 0
-WC_LOC_LEN_ERR: Final = 1
-WC_LOC_QP_OP_ERR: Final = 2
-WC_LOC_PROT_ERR: Final = 4
-WC_WR_FLUSH_ERR: Final = 5
-WC_MW_BIND_ERR: Final = 6
-WC_BAD_RESP_ERR: Final = 7
-WC_LOC_ACCESS_ERR: Final = 8
-WC_REM_INV_REQ_ERR: Final = 9
-WC_REM_ACCESS_ERR: Final = 10
-WC_REM_OP_ERR: Final = 11
-WC_RETRY_EXC_ERR: Final = 12
-WC_RNR_RETRY_EXC_ERR: Final = 13
-WC_REM_ABORT_ERR: Final = 16
-WC_FATAL_ERR: Final = 19
-WC_RESP_TIMEOUT_ERR: Final = 20
-WC_GENERAL_ERR: Final = 21
+WR_OURS: Final = 0x100  # opcodes that libibverbs has no numbers for begin here
 WC_STATUS_NAMES: Final = {
     WC_SUCCESS: "success",
     WC_LOC_LEN_ERR: "local length error",
@@ -88,24 +60,6 @@ WC_STATUS_NAMES: Final = {
     WC_RESP_TIMEOUT_ERR: "response timed out",
     WC_GENERAL_ERR: "general error",
 }
-
-# enum ibv_wc_opcode
-WC_SEND: Final = 0
-WC_RDMA_WRITE: Final = 1
-WC_RDMA_READ: Final = 2
-WC_COMP_SWAP: Final = 3
-WC_FETCH_ADD: Final = 4
-WC_BIND_MW: Final = 5
-WC_LOCAL_INV: Final = 6
-WC_SWAP: Final = 0x40  # ours, for WR_ATOMIC_SWAP and WR_IMMEDIATE
-WC_IMMEDIATE: Final = 0x41
-WC_RECV: Final = 128
-WC_RECV_RDMA_WITH_IMM: Final = 129
-
-# enum ibv_wc_flags, and one more for what the manual calls a solicited event
-WC_WITH_IMM: Final = 2
-WC_WITH_INV: Final = 8
-WC_SOLICITED: Final = 1 << 16
 
 # --- asynchronous events (enum ibv_event_type); EVENT_RDMA's arg0, with the Terminate above -----
 EVENT_QP_FATAL: Final = 1

@@ -1,6 +1,6 @@
 """Work requests and their completions (the verbs manual's ibv_send_wr, ibv_recv_wr and ibv_wc):
 what whoever makes them and whoever carries them out have in common. Nothing but layouts and
-openers; the numbers in them are `shm.verbs`.
+openers; the numbers in them are those of `shm.verbs_numbers`.
 """
 
 from typing import Final

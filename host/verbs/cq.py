@@ -21,13 +21,15 @@ from shm.operations import RDMA_BIND_MW, RDMA_RECEIVE
 from shm.records import NEVER
 from shm.verbs import (
     WC_FLAGS_MASK,
-    WC_LOC_PROT_ERR,
-    WC_LOC_QP_OP_ERR,
     WC_OPCODE_MASK,
     WC_OPCODE_SHIFT,
-    WC_RECV,
     WC_STATUS_MASK,
     WC_VENDOR_SHIFT,
+)
+from shm.verbs_numbers import (
+    WC_LOC_PROT_ERR,
+    WC_LOC_QP_OP_ERR,
+    WC_RECV,
     WC_WR_FLUSH_ERR,
 )
 from shm.wait import PEER, SIGNAL, TICK

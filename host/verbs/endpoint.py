@@ -11,7 +11,7 @@ from host.verbs.exchange import CREDITS_ONLY, HEADER, MAGIC, MESSAGE, Descriptor
 from host.verbs.qp import QueuePair
 from host.verbs.registration import Lease
 from host.verbs.work import SendWr, Sge
-from shm.verbs import (
+from shm.verbs_numbers import (
     SEND_SIGNALED,
     WR_RDMA_READ,
     WR_RDMA_WRITE,

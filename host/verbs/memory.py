@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from host.memory import Buffer
 from host.verbs.work import Sge
-from shm.verbs import ACCESS_LOCAL_WRITE
+from shm.verbs_numbers import (
+    ACCESS_LOCAL_WRITE,
+)
 from shm.view import address_of
 
 if TYPE_CHECKING:

@@ -32,19 +32,24 @@ from shm.verbs import (
     COUNT_SHIFT,
     FLAGS_SHIFT,
     MASK_32,
-    SEND_SIGNALED,
-    SEND_SOLICITED,
     SGES_MAX,
     SGES_PER_SLOT,
     SQ_DONE_SHIFT,
     WC_FLAGS_MASK,
-    WC_LOC_PROT_ERR,
-    WC_LOC_QP_OP_ERR,
     WC_OPCODE_MASK,
     WC_OPCODE_SHIFT,
-    WC_RECV,
     WC_STATUS_MASK,
     WC_VENDOR_SHIFT,
+    ring_opcode,
+    slots_for,
+)
+from shm.verbs_numbers import (
+    SEND_INLINE,
+    SEND_SIGNALED,
+    SEND_SOLICITED,
+    WC_LOC_PROT_ERR,
+    WC_LOC_QP_OP_ERR,
+    WC_RECV,
     WC_WITH_IMM,
     WC_WR_FLUSH_ERR,
     WR_ATOMIC_CMP_AND_SWP,
@@ -53,8 +58,6 @@ from shm.verbs import (
     WR_IMMEDIATE,
     WR_RDMA_WRITE_WITH_IMM,
     WR_SEND_WITH_IMM,
-    ring_opcode,
-    slots_for,
 )
 
 EINVAL: Final = -errno.EINVAL
@@ -136,6 +139,8 @@ def post_send_list(
     refused = _refusal(qp, opcode)
     if refused != 0:
         return refused
+    if send_flags & SEND_INLINE != 0:
+        return EOPNOTSUPP  # A slot has no room for data; ours is in shared memory anyway.
     if count < 0 or count > SGES_MAX:
         return EINVAL
     slots = slots_for(count)

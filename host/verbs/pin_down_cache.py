@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from host.verbs.memory import MemoryRegion, ProtectionDomain, span_of
 from host.verbs.registration import Counters, Lease, Memory, flat
-from shm.verbs import ACCESS_LOCAL_WRITE
+from shm.verbs_numbers import (
+    ACCESS_LOCAL_WRITE,
+)
 
 
 @dataclass(slots=True, eq=False)

@@ -26,7 +26,7 @@ from host.verbs.records import (
 )
 from host.verbs.work import QpCap, RecvWr, SendWr, Sge, WorkCompletion
 from shm.layout import offset
-from shm.verbs import (
+from shm.verbs_numbers import (
     SEND_SIGNALED,
     WR_ATOMIC_CMP_AND_SWP,
     WR_ATOMIC_FETCH_AND_ADD,

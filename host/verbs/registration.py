@@ -20,7 +20,7 @@ from host.verbs.cq import CompletionQueue
 from host.verbs.memory import MemoryRegion, ProtectionDomain, span_of
 from host.verbs.qp import QueuePair
 from host.verbs.work import SendWr, Sge
-from shm.verbs import (
+from shm.verbs_numbers import (
     ACCESS_LOCAL_WRITE,
     ACCESS_MW_BIND,
     ACCESS_ON_DEMAND,

@@ -28,7 +28,11 @@ from host.verbs.pin_down_cache import PinDownCache
 from host.verbs.quotas import Quota, Share
 from host.verbs.registration import Lease, Memory, PreRegistered, Registrar
 from host.verbs.work import QpCap, RecvWr, WorkCompletion
-from shm.verbs import ACCESS_LOCAL_WRITE, ACCESS_REMOTE_READ, ACCESS_REMOTE_WRITE
+from shm.verbs_numbers import (
+    ACCESS_LOCAL_WRITE,
+    ACCESS_REMOTE_READ,
+    ACCESS_REMOTE_WRITE,
+)
 
 ENDPOINTS: Final = "endpoints"
 BUFFERS: Final = "buffers"

@@ -8,20 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.verbs.records import SGE
-from shm.verbs import (
+from shm.verbs import SGES_MAX, WC_STATUS_NAMES, errno_of
+from shm.verbs_numbers import (
     SEND_FENCE,
     SEND_SIGNALED,
     SEND_SOLICITED,
-    SGES_MAX,
     WC_LOC_QP_OP_ERR,
     WC_RECV,
     WC_SOLICITED,
-    WC_STATUS_NAMES,
     WC_SUCCESS,
     WC_WITH_IMM,
     WC_WITH_INV,
     WC_WR_FLUSH_ERR,
-    errno_of,
 )
 
 
@@ -35,7 +33,7 @@ class Sge(NamedTuple):
 
 @dataclass(slots=True)
 class SendWr:
-    """A work request for a send queue. `opcode` is one of `shm.verbs`' WR_*; `imm_data` the
+    """A work request for a send queue. `opcode` is one of `shm.verbs_numbers`' WR_*; `imm_data` the
     immediate data, `invalidate_rkey` what the peer (or a local invalidate) is to invalidate.
     """
 

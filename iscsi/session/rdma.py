@@ -19,7 +19,11 @@ from iscsi.wire.iser.records import HEADERS_LENGTH, IserLimits
 from iscsi.wire.login import InitiatorLogin
 from iscsi.wire.login_common import MAX_LOGIN_SEGMENT, LoginResult
 from iscsi.wire.names import Portal
-from shm.verbs import ACCESS_LOCAL_WRITE, WC_STATUS_NAMES, WR_SEND
+from shm.verbs import WC_STATUS_NAMES
+from shm.verbs_numbers import (
+    ACCESS_LOCAL_WRITE,
+    WR_SEND,
+)
 
 MESSAGE_MAX: Final = HEADERS_LENGTH + MAX_LOGIN_SEGMENT
 READS: Final = 16  # RDMA Reads of the target that we serve at once

@@ -20,7 +20,10 @@ from iscsi.wire.iser.records import HEADERS_LENGTH, IserLimits
 from iscsi.wire.keys import IserParams
 from iscsi.wire.login_common import MAX_LOGIN_SEGMENT
 from shm.operations import RDMA_DEREGISTER, RDMA_START
-from shm.verbs import ACCESS_LOCAL_WRITE, WR_SEND
+from shm.verbs_numbers import (
+    ACCESS_LOCAL_WRITE,
+    WR_SEND,
+)
 
 MESSAGE_MAX: Final = HEADERS_LENGTH + MAX_LOGIN_SEGMENT
 LOGIN_RECEIVES: Final = 80  # PDUs of one login, either way

@@ -6,9 +6,9 @@ bytes may already lie where they are wanted, and then they are not touched.
 from typing import Final
 
 from iscsi.wire import bhs
-from iscsi.wire.crc32c import ONES, copy_and_update, finish, update
 from iscsi.wire.port import SINK_SIZE, port_at
 from iscsi.wire.violations import Violation
+from shm.crc32c import ONES, copy_and_update, finish, update
 from shm.jit import nopython
 from shm.memory import copy_bytes, load_8, load_24_be, load_32
 

@@ -6,7 +6,6 @@ and must stay there until `retire` names its token, or from a copy that is made 
 from typing import Final
 
 from iscsi.wire import bhs
-from iscsi.wire.crc32c import ONES, copy_and_update, finish, update
 from iscsi.wire.port import (
     COPY_MARGIN,
     INLINE_SIZE,
@@ -16,6 +15,7 @@ from iscsi.wire.port import (
     port_at,
     tx_at,
 )
+from shm.crc32c import ONES, copy_and_update, finish, update
 from shm.jit import nopython
 from shm.memory import copy_bytes, store_8, store_24_be, store_32, store_64, zero_bytes
 

@@ -13,7 +13,10 @@ from host.verbs import mpa
 from iscsi.wire.iser.connecting import Features
 from iscsi.wire.iser.records import IserLimits
 from ppe.cycle.rnic.iwarp.core import RTS, QpSpec
-from shm.verbs import SEND_SIGNALED, WR_SEND
+from shm.verbs_numbers import (
+    SEND_SIGNALED,
+    WR_SEND,
+)
 from shm.view import address_of
 from tests.iscsi.iser_target import _RTR
 from tests.iscsi.wire.iser.fabric import Work

@@ -20,7 +20,10 @@ from iscsi.wire.keys import ConnectionParams, IserParams, Proposal, SessionParam
 from iscsi.wire.login import TargetLogin, TargetPolicy
 from iscsi.wire.scsi_data import Capacity
 from ppe.cycle.rnic.iwarp.core import QpSpec
-from shm.verbs import SEND_SIGNALED, WR_SEND
+from shm.verbs_numbers import (
+    SEND_SIGNALED,
+    WR_SEND,
+)
 from shm.view import address_of
 from tests.iscsi.wire.full_feature import BLOCK, memory
 from tests.iscsi.wire.iser.fabric import Work

@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from host.verbs import ConnParam, Device, QpCap, RecvWr, SendWr
-from shm.verbs import (
+from shm.verbs_numbers import (
     ACCESS_LOCAL_WRITE,
     ACCESS_MW_BIND,
     ACCESS_REMOTE_ATOMIC,

@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 
-from iscsi.wire.crc32c import crc32c
+from shm.crc32c import crc32c
 
 TIMEOUT_S = 30
 WRITE, READ_REQUEST, READ_RESPONSE, SEND, TERMINATE = 0, 1, 2, 3, 7

@@ -14,11 +14,11 @@ import pytest
 
 from host.verbs import ConnParam, RecvWr, SendWr
 from host.verbs.records import ERROR
-from shm.verbs import (
+from shm.verbs import EVENT_QP_ACCESS_ERR
+from shm.verbs_numbers import (
     ACCESS_LOCAL_WRITE,
     ACCESS_REMOTE_READ,
     ACCESS_REMOTE_WRITE,
-    EVENT_QP_ACCESS_ERR,
     WC_LOC_PROT_ERR,
     WC_REM_ACCESS_ERR,
     WR_LOCAL_INV,
@@ -507,7 +507,10 @@ CLIENT = textwrap.dedent("""
     import sys, time
     import host
     from host.verbs import ConnParam, Device, QpCap, RecvWr, SendWr
-    from shm.verbs import WR_RDMA_READ, WR_SEND
+    from shm.verbs_numbers import (
+    WR_RDMA_READ,
+    WR_SEND,
+)
     name, port = sys.argv[1], int(sys.argv[2])
     engine = host.connect(name)
     channel = engine.channel(work=1024, events=1024)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from host.verbs import ConnParam, Rtr, SendWr
-from shm.verbs import (
+from shm.verbs_numbers import (
     WC_RECV_RDMA_WITH_IMM,
     WC_WITH_IMM,
     WR_ATOMIC_CMP_AND_SWP,

@@ -16,7 +16,7 @@ from host.verbs.native import (
 from host.verbs.records import SGE, WC, device_at, wc_at
 from shm.jit import entry
 from shm.libc import monotonic_ns
-from shm.verbs import (
+from shm.verbs_numbers import (
     SEND_SIGNALED,
     WC_RECV,
     WC_WR_FLUSH_ERR,

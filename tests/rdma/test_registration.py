@@ -7,7 +7,7 @@ import pytest
 
 from host.verbs.pin_down_cache import PinDownCache
 from host.verbs.registration import OnDemand, OnTheFly, PreRegistered, Windows
-from shm.verbs import (
+from shm.verbs_numbers import (
     ACCESS_LOCAL_WRITE,
     ACCESS_REMOTE_READ,
     ACCESS_REMOTE_WRITE,

@@ -10,7 +10,10 @@ from host.verbs.exchange import HEADER, Descriptor
 from host.verbs.mpa import Rejected
 from host.verbs.quotas import Quota, Share
 from host.verbs.resources import BUFFERS, ENDPOINTS, EXPORTED, ResourceManager, Service
-from shm.verbs import ACCESS_REMOTE_READ, ACCESS_REMOTE_WRITE
+from shm.verbs_numbers import (
+    ACCESS_REMOTE_READ,
+    ACCESS_REMOTE_WRITE,
+)
 from tests.rdma.pairs import WAIT_S, Side
 
 # --- quotas --------------------------------------------------------------------------------------

@@ -7,13 +7,13 @@ import pytest
 
 from host.verbs import QpCap, RecvWr, SendWr
 from host.verbs.records import ERROR, RTS
-from shm.verbs import (
+from shm.verbs import EVENT_DISCONNECTED, EVENT_SRQ_LIMIT_REACHED
+from shm.verbs_numbers import (
     ACCESS_LOCAL_WRITE,
     ACCESS_ON_DEMAND,
     ACCESS_REMOTE_READ,
     ACCESS_REMOTE_WRITE,
-    EVENT_DISCONNECTED,
-    EVENT_SRQ_LIMIT_REACHED,
+    SEND_INLINE,
     SEND_SIGNALED,
     SEND_SOLICITED,
     WC_LOC_LEN_ERR,
@@ -355,6 +355,16 @@ def test_paging_on_demand_is_detected_and_refused(sides):
     assert not active.device.query().on_demand_paging
     with pytest.raises(OSError, match="Operation not supported"):
         active.pd.reg_mr(active.buffer, ACCESS_LOCAL_WRITE | ACCESS_ON_DEMAND)
+
+
+def test_inline_data_is_refused_at_the_post(joined):
+    active, passive, ours, theirs = joined
+    with pytest.raises(OSError, match="Operation not supported"):
+        send(active, ours, 0, 8, flags=SEND_SIGNALED | SEND_INLINE)
+    receive(passive, theirs, 0, 8)
+    send(active, ours, 0, 8)  # Nothing of it was posted.
+    assert active.one().check().opcode == WC_SEND
+    assert passive.one().check().byte_len == 8
 
 
 def test_an_orderly_disconnect_is_told_to_both_sides_and_flushes_receives(joined):

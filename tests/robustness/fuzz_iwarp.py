@@ -8,7 +8,10 @@ import hashlib
 import random
 import sys
 
-from ppe.cycle.rnic.constants import (
+from ppe.cycle.rnic.iwarp.core import CODE_MASK, ERROR, RTS, TERMINATE, TERMINATED
+from ppe.cycle.rnic.iwarp.records import RTR_READ, RTR_SEND
+from ppe.cycle.rnic.records import rq_at
+from shm.verbs_numbers import (
     SEND_FENCE,
     SEND_SIGNALED,
     SEND_SOLICITED,
@@ -18,9 +21,6 @@ from ppe.cycle.rnic.constants import (
     WR_RDMA_WRITE,
     WR_SEND,
 )
-from ppe.cycle.rnic.iwarp.core import CODE_MASK, ERROR, RTS, TERMINATE, TERMINATED
-from ppe.cycle.rnic.iwarp.records import RTR_READ, RTR_SEND
-from ppe.cycle.rnic.records import rq_at
 from tests.ppe.rnic import core_door as door
 from tests.ppe.rnic import fpdus
 from tests.ppe.rnic.victim import PATTERN, Victim

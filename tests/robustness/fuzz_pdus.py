@@ -4,7 +4,7 @@ stream can be. Everything is drawn from one `random.Random`, so a seed names a s
 
 from iscsi.wire import bhs
 from iscsi.wire.bhs import LAYOUTS, Opcode
-from iscsi.wire.crc32c import crc32c
+from shm.crc32c import crc32c
 
 TO_TARGET = [opcode for opcode in Opcode if opcode < 0x20]
 TO_INITIATOR = [opcode for opcode in Opcode if opcode >= 0x20]

@@ -85,7 +85,12 @@ from iscsi.wire.port import (
 from iscsi.wire.violations import Violation
 from shm.jit import nopython
 from shm.memory import load_8, load_32_be, zero_bytes
-from shm.verbs import ACCESS_LOCAL_WRITE, ACCESS_REMOTE_READ, ACCESS_REMOTE_WRITE, WC_WITH_INV
+from shm.verbs_numbers import (
+    ACCESS_LOCAL_WRITE,
+    ACCESS_REMOTE_READ,
+    ACCESS_REMOTE_WRITE,
+    WC_WITH_INV,
+)
 from shm.work_requests import WR_SGES, wc_at, wr_at
 
 ENOENT: Final = errno.ENOENT

@@ -94,7 +94,9 @@ from shm.memory import (
     store_16_be,
     store_32_be,
 )
-from shm.verbs import WC_WITH_INV
+from shm.verbs_numbers import (
+    WC_WITH_INV,
+)
 from shm.work_requests import wc_at
 
 SHORT_SEND: Final = int(Violation.SHORT_SEND)

@@ -39,7 +39,7 @@ from iscsi.wire.port import TOKEN_NONE, TRAILER_SIZE, is_empty, pop, port_at, tx
 from iscsi.wire.violations import Violation
 from shm.jit import nopython
 from shm.memory import load_8, store_8, store_16_be, store_32_be, store_64_be, zero_bytes
-from shm.verbs import (
+from shm.verbs_numbers import (
     SEND_SIGNALED,
     WC_REM_ACCESS_ERR,
     WC_REM_INV_REQ_ERR,

@@ -10,16 +10,6 @@ from typing import Final
 
 import numpy as np
 
-from ppe.cycle.rnic.constants import (
-    ACCESS_HUGETLB,
-    ACCESS_LOCAL_WRITE,
-    ACCESS_MW_BIND,
-    ACCESS_ON_DEMAND,
-    ACCESS_RELAXED_ORDERING,
-    ACCESS_REMOTE,
-    ACCESS_REMOTE_ATOMIC,
-    ACCESS_REMOTE_WRITE,
-)
 from ppe.cycle.rnic.records import (
     MR,
     MR_INVALID,
@@ -32,6 +22,16 @@ from ppe.cycle.rnic.records import (
 )
 from shm.jit import nopython
 from shm.memory import load_32
+from shm.verbs_numbers import (
+    ACCESS_HUGETLB,
+    ACCESS_LOCAL_WRITE,
+    ACCESS_MW_BIND,
+    ACCESS_ON_DEMAND,
+    ACCESS_RELAXED_ORDERING,
+    ACCESS_REMOTE,
+    ACCESS_REMOTE_ATOMIC,
+    ACCESS_REMOTE_WRITE,
+)
 from shm.view import window
 
 EINVAL: Final = -errno.EINVAL

@@ -7,7 +7,6 @@ from typing import Final
 
 import numpy as np
 
-from ppe.cycle.rnic.constants import ACCESS_LOCAL_WRITE, WC_RECV, WC_SUCCESS
 from ppe.cycle.rnic.memory import address_in, hold, let_go, local_row
 from ppe.cycle.rnic.records import (
     PIECE_SIZE,
@@ -25,6 +24,7 @@ from ppe.cycle.rnic.records import (
     wr_at,
 )
 from shm.jit import nopython
+from shm.verbs_numbers import ACCESS_LOCAL_WRITE, WC_RECV, WC_SUCCESS
 from shm.view import window
 
 NONE: Final = -1

@@ -4,13 +4,6 @@ is a row of the table; bound, it belongs to one queue pair and keeps its region 
 
 from typing import Final
 
-from ppe.cycle.rnic.constants import (
-    ACCESS_LOCAL_WRITE,
-    ACCESS_MW_BIND,
-    ACCESS_REMOTE,
-    ACCESS_REMOTE_ATOMIC,
-    ACCESS_REMOTE_WRITE,
-)
 from ppe.cycle.rnic.memory import (
     EACCES,
     EINVAL,
@@ -25,6 +18,13 @@ from ppe.cycle.rnic.memory import (
 )
 from ppe.cycle.rnic.records import MR_INVALID, MR_SIZE, MR_VALID, mr_at, mr_table_at
 from shm.jit import nopython
+from shm.verbs_numbers import (
+    ACCESS_LOCAL_WRITE,
+    ACCESS_MW_BIND,
+    ACCESS_REMOTE,
+    ACCESS_REMOTE_ATOMIC,
+    ACCESS_REMOTE_WRITE,
+)
 
 _WRITING: Final = ACCESS_REMOTE_WRITE | ACCESS_REMOTE_ATOMIC
 

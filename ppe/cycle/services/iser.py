@@ -38,7 +38,12 @@ from ppe.cycle.services.rdma_records import held_at, rnic_at
 from ppe.cycle.services.stream_ends import break_endpoint, table_full
 from shm.jit import callback, nopython
 from shm.records import wqe_at
-from shm.verbs import ACCESS_LOCAL_WRITE, WC_LOCAL_INV, WC_RECV, WC_WITH_INV
+from shm.verbs_numbers import (
+    ACCESS_LOCAL_WRITE,
+    WC_LOCAL_INV,
+    WC_RECV,
+    WC_WITH_INV,
+)
 
 EINVAL: Final = -errno.EINVAL
 EFAULT: Final = -errno.EFAULT

@@ -64,13 +64,12 @@ from shm.operations import (
     RDMA_START,
 )
 from shm.records import wqe_at
-from shm.verbs import (
-    SGES_MAX,
+from shm.verbs import SGES_MAX, slots_for
+from shm.verbs_numbers import (
     WC_LOC_LEN_ERR,
     WC_LOC_PROT_ERR,
     WC_LOC_QP_OP_ERR,
     WC_WR_FLUSH_ERR,
-    slots_for,
 )
 
 EINVAL: Final = -errno.EINVAL

@@ -8,7 +8,6 @@ from ppe.cycle.endpoints import endpoint_id, endpoint_of
 from ppe.cycle.operations import finish, free_operation, operation_of
 from ppe.cycle.records import DOMAIN, NONE, endpoint_at, engine_at, operation_at
 from ppe.cycle.rnic import memory
-from ppe.cycle.rnic.constants import WC_WR_FLUSH_ERR
 from ppe.cycle.services import rdma_core as core
 from ppe.cycle.services.mover_records import END, TOLD
 from ppe.cycle.services.rdma_events import finish_wc, tell_event
@@ -30,6 +29,7 @@ from shm.verbs import (
     EVENT_TERMINATE_SHIFT,
     TERMINATE_MASK,
 )
+from shm.verbs_numbers import WC_WR_FLUSH_ERR
 
 EPROTO: Final = -71
 # Terminates that say that the other side had no right, or asked for what cannot be: layer, type.

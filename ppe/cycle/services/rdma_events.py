@@ -12,7 +12,6 @@ from ppe.cycle.operations import (
     operation_of,
 )
 from ppe.cycle.records import RINGS, WQE_SIZE, endpoint_at, engine_at, operation_at, row_at
-from ppe.cycle.rnic.constants import SEND_SIGNALED, WC_UNSIGNALLED
 from ppe.cycle.rnic.records import SGE_SIZE, WR_SGES, sge_at, wc_at, wr_at
 from ppe.cycle.services.rdma_records import held_at, rnic_at
 from shm.channel import SOLICITED, UNSIGNALLED, notify
@@ -29,17 +28,21 @@ from shm.verbs import (
     SQ_DONE_SHIFT,
     WC_FLAGS_MASK,
     WC_OPCODE_SHIFT,
+    WC_VENDOR_SHIFT,
+    errno_of,
+    slots_for,
+    wr_opcode_of,
+)
+from shm.verbs_numbers import (
+    SEND_SIGNALED,
     WC_RECV,
     WC_SOLICITED,
-    WC_VENDOR_SHIFT,
+    WC_UNSIGNALLED,
     WR_ATOMIC_CMP_AND_SWP,
     WR_ATOMIC_FETCH_AND_ADD,
     WR_ATOMIC_SWAP,
     WR_BIND_MW,
     WR_IMMEDIATE,
-    errno_of,
-    slots_for,
-    wr_opcode_of,
 )
 
 MORE_WORDS: Final = 8  # bytes before the first word of a WQE's further slots

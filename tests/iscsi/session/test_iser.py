@@ -18,7 +18,11 @@ from iscsi.session.options import NEVER
 from iscsi.wire import scsi
 from iscsi.wire.errors import LoginRejected, ScsiError
 from ppe.cycle.rnic.records import mr_table_at
-from shm.verbs import WR_RDMA_READ, WR_RDMA_WRITE, WR_SEND_WITH_INV
+from shm.verbs_numbers import (
+    WR_RDMA_READ,
+    WR_RDMA_WRITE,
+    WR_SEND_WITH_INV,
+)
 from tests.iscsi.iser_target import NAME, SocketTarget
 from tests.iscsi.wire.full_feature import BLOCK, pattern
 from tests.iscsi.wire.iser.pair import counts

@@ -32,7 +32,9 @@ from iscsi.wire.keys import ConnectionParams, SessionParams
 from iscsi.wire.login_common import LoginResult
 from iscsi.wire.names import Portal
 from ppe.cycle.rnic.records import mr_table_at
-from shm.verbs import WR_SEND
+from shm.verbs_numbers import (
+    WR_SEND,
+)
 from tests.e2e.running import RunningEngine, environment_of
 from tests.iscsi.iser_initiator import WAIT_S, SocketInitiator
 from tests.iscsi.target.serving import ServerThread

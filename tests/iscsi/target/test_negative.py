@@ -13,10 +13,10 @@ import pytest
 
 from iscsi.wire import bhs, scsi
 from iscsi.wire.bhs import Opcode
-from iscsi.wire.crc32c import crc32c
 from iscsi.wire.errors import RejectReason
 from iscsi.wire.keys import DIGEST_CRC32C, Proposal
 from iscsi.wire.sense import Asc
+from shm.crc32c import crc32c
 from shm.jit import JIT_DISABLED
 from tests.iscsi.target.negative_cases import (
     ANSWER_S,

@@ -4,10 +4,10 @@ import pytest
 
 from iscsi.wire import bhs, scsi
 from iscsi.wire.bhs import AhsType, Opcode
-from iscsi.wire.crc32c import crc32c
 from iscsi.wire.errors import RejectReason, RemoteProtocolError
 from iscsi.wire.keys import ConnectionParams
 from iscsi.wire.violations import Violation
+from shm.crc32c import crc32c
 from tests.iscsi.wire.full_feature import BLOCK, pdus_of
 from tests.iscsi.wire.test_target import Scripted
 from tests.iscsi.wire.test_target_violations import expect, rejected, still_works

@@ -6,11 +6,11 @@ import pytest
 
 from iscsi.wire import bhs, scsi, violations
 from iscsi.wire.bhs import Opcode
-from iscsi.wire.crc32c import crc32c
 from iscsi.wire.errors import RejectReason, RemoteProtocolError
 from iscsi.wire.keys import ConnectionParams, SessionParams
 from iscsi.wire.sense import Asc, SenseKey, decode_sense, split_sense
 from iscsi.wire.violations import Violation
+from shm.crc32c import crc32c
 from tests.iscsi.wire.full_feature import BLOCK, pdus_of
 from tests.iscsi.wire.test_target import Scripted
 

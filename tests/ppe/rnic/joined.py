@@ -6,15 +6,6 @@ import ctypes
 
 import numpy as np
 
-from ppe.cycle.rnic.constants import (
-    ACCESS_LOCAL_WRITE,
-    ACCESS_MW_BIND,
-    ACCESS_REMOTE_ATOMIC,
-    ACCESS_REMOTE_READ,
-    ACCESS_REMOTE_WRITE,
-    SEND_SIGNALED,
-    WC_SUCCESS,
-)
 from ppe.cycle.rnic.iwarp.core import QpSpec, qp_at
 from ppe.cycle.rnic.memory import build_table, table_size
 from ppe.cycle.rnic.receive import build_rq, rq_size
@@ -27,6 +18,15 @@ from ppe.cycle.rnic.records import (
     sge_at,
     wc_at,
     wr_at,
+)
+from shm.verbs_numbers import (
+    ACCESS_LOCAL_WRITE,
+    ACCESS_MW_BIND,
+    ACCESS_REMOTE_ATOMIC,
+    ACCESS_REMOTE_READ,
+    ACCESS_REMOTE_WRITE,
+    SEND_SIGNALED,
+    WC_SUCCESS,
 )
 from shm.view import address_of
 from tests.ppe.rnic import core_door as door

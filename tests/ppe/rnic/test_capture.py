@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from ppe.cycle.rnic.constants import (
+from shm.verbs_numbers import (
     SEND_SIGNALED,
     SEND_SOLICITED,
     WR_ATOMIC_CMP_AND_SWP,

@@ -5,7 +5,9 @@ import ctypes
 import numpy as np
 import pytest
 
-from ppe.cycle.rnic.constants import (
+from ppe.cycle.rnic.iwarp.core import CLOSING, ERROR, TERMINATE, VIOLATION, QpSpec
+from ppe.cycle.rnic.iwarp.records import RTR_NONE, RTR_READ, RTR_SEND, RTR_WRITE
+from shm.verbs_numbers import (
     SEND_SIGNALED,
     WC_SUCCESS,
     WC_WR_FLUSH_ERR,
@@ -13,8 +15,6 @@ from ppe.cycle.rnic.constants import (
     WR_RDMA_WRITE,
     WR_SEND,
 )
-from ppe.cycle.rnic.iwarp.core import CLOSING, ERROR, TERMINATE, VIOLATION, QpSpec
-from ppe.cycle.rnic.iwarp.records import RTR_NONE, RTR_READ, RTR_SEND, RTR_WRITE
 from tests.ppe.rnic import core_door as door
 from tests.ppe.rnic.fpdus import (
     fpdu,

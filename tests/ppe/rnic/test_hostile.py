@@ -2,7 +2,8 @@
 
 import pytest
 
-from ppe.cycle.rnic.constants import (
+from ppe.cycle.rnic.iwarp.core import CODE_MASK, ERROR, TERMINATE, TERMINATED, VIOLATION
+from shm.verbs_numbers import (
     WC_BAD_RESP_ERR,
     WC_LOC_LEN_ERR,
     WC_RECV_RDMA_WITH_IMM,
@@ -12,7 +13,6 @@ from ppe.cycle.rnic.constants import (
     WR_RDMA_WRITE,
     WR_SEND,
 )
-from ppe.cycle.rnic.iwarp.core import CODE_MASK, ERROR, TERMINATE, TERMINATED, VIOLATION
 from tests.ppe.rnic import core_door as door
 from tests.ppe.rnic.fpdus import (
     atomic_request,

@@ -8,14 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppe.cycle.rnic.constants import (
-    ACCESS_LOCAL_WRITE,
-    ACCESS_MW_BIND,
-    ACCESS_ON_DEMAND,
-    ACCESS_REMOTE_ATOMIC,
-    ACCESS_REMOTE_READ,
-    ACCESS_REMOTE_WRITE,
-)
 from ppe.cycle.rnic.memory import (
     ACCESS_RIGHTS,
     BASE_OR_BOUNDS,
@@ -27,6 +19,14 @@ from ppe.cycle.rnic.memory import (
     table_size,
 )
 from ppe.cycle.rnic.records import mr_at, mr_table_at
+from shm.verbs_numbers import (
+    ACCESS_LOCAL_WRITE,
+    ACCESS_MW_BIND,
+    ACCESS_ON_DEMAND,
+    ACCESS_REMOTE_ATOMIC,
+    ACCESS_REMOTE_READ,
+    ACCESS_REMOTE_WRITE,
+)
 from shm.view import address_of
 from tests.ppe.rnic import doors
 

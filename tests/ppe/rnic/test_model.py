@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ppe.cycle.rnic.constants import (
+from shm.verbs_numbers import (
     SEND_FLAGS,
     SEND_INLINE,
     SEND_SIGNALED,

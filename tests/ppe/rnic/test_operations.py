@@ -6,7 +6,10 @@ import itertools
 import numpy as np
 import pytest
 
-from ppe.cycle.rnic.constants import (
+from ppe.cycle.rnic.iwarp.core import immediate_32
+from ppe.cycle.rnic.records import SGES_MAX, rq_at
+from shm.jit import python_version
+from shm.verbs_numbers import (
     ACCESS_LOCAL_WRITE,
     ACCESS_REMOTE_READ,
     SEND_FENCE,
@@ -41,9 +44,6 @@ from ppe.cycle.rnic.constants import (
     WR_SEND_WITH_IMM,
     WR_SEND_WITH_INV,
 )
-from ppe.cycle.rnic.iwarp.core import immediate_32
-from ppe.cycle.rnic.records import SGES_MAX, rq_at
-from shm.jit import python_version
 from tests.ppe.rnic import core_door as door
 from tests.ppe.rnic.joined import (
     CLIENT,

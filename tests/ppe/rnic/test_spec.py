@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from ppe.cycle.rnic.constants import WR_RDMA_WRITE
 from ppe.cycle.rnic.iwarp.records import RTR_READ
 from ppe.cycle.rnic.iwarp.spec import MULPDU_DEFAULT, QpSpec
 from ppe.cycle.rnic.iwarp.wire import TAGGED_SIZE, UNTAGGED_SIZE
 from ppe.cycle.rnic.receive import build_rq, rq_size
+from shm.verbs_numbers import WR_RDMA_WRITE
 from tests.ppe.rnic.joined import QueuePair, Rnic
 
 GOOD = QpSpec(active=False, crc=False, rtr=RTR_READ, ird=3, ord=7, mulpdu=2000).to_message()

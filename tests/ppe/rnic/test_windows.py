@@ -4,7 +4,9 @@ import errno
 
 import pytest
 
-from ppe.cycle.rnic.constants import (
+from ppe.cycle.rnic.iwarp.core import CODE_MASK, ERROR, TERMINATE
+from ppe.cycle.rnic.memory import INVALID_STAG, NOT_ASSOCIATED
+from shm.verbs_numbers import (
     ACCESS_LOCAL_WRITE,
     ACCESS_MW_BIND,
     ACCESS_REMOTE_READ,
@@ -18,8 +20,6 @@ from ppe.cycle.rnic.constants import (
     WR_RDMA_WRITE,
     WR_SEND,
 )
-from ppe.cycle.rnic.iwarp.core import CODE_MASK, ERROR, TERMINATE
-from ppe.cycle.rnic.memory import INVALID_STAG, NOT_ASSOCIATED
 from tests.ppe.rnic import core_door as door
 from tests.ppe.rnic import doors
 from tests.ppe.rnic.joined import CLIENT, PD, Pair, QueuePair

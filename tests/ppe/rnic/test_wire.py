@@ -2,7 +2,9 @@
 
 import pytest
 
-from ppe.cycle.rnic.constants import (
+from ppe.cycle.rnic.iwarp.core import QpSpec
+from ppe.cycle.rnic.iwarp.records import RTR_READ, RTR_SEND, RTR_WRITE
+from shm.verbs_numbers import (
     SEND_SIGNALED,
     SEND_SOLICITED,
     WR_ATOMIC_CMP_AND_SWP,
@@ -15,8 +17,6 @@ from ppe.cycle.rnic.constants import (
     WR_SEND,
     WR_SEND_WITH_INV,
 )
-from ppe.cycle.rnic.iwarp.core import QpSpec
-from ppe.cycle.rnic.iwarp.records import RTR_READ, RTR_SEND, RTR_WRITE
 from tests.ppe.rnic import core_door as door
 from tests.ppe.rnic.fpdus import crc32c
 from tests.ppe.rnic.joined import Pair, QueuePair, Rnic

@@ -2,7 +2,8 @@
 the test wants it to say.
 """
 
-from ppe.cycle.rnic.constants import (
+from ppe.cycle.rnic.iwarp.core import CODE_MASK, TERMINATE, VIOLATION, QpSpec
+from shm.verbs_numbers import (
     ACCESS_LOCAL_WRITE,
     ACCESS_REMOTE_ATOMIC,
     ACCESS_REMOTE_READ,
@@ -10,7 +11,6 @@ from ppe.cycle.rnic.constants import (
     WR_ATOMIC_FETCH_AND_ADD,
     WR_RDMA_READ,
 )
-from ppe.cycle.rnic.iwarp.core import CODE_MASK, TERMINATE, VIOLATION, QpSpec
 from tests.ppe.rnic import core_door as door
 from tests.ppe.rnic.fpdus import fpdu, split, terminate_of
 from tests.ppe.rnic.joined import PD, QueuePair, Rnic

@@ -2,7 +2,25 @@
 the queue pair held for it is let go when that is taken. After `end` the rest is flushed.
 """
 
-from ppe.cycle.rnic.constants import (
+from ppe.cycle.rnic.iwarp.delivery import finish_receive
+from ppe.cycle.rnic.iwarp.placement import work_at
+from ppe.cycle.rnic.iwarp.records import (
+    CLOSING,
+    CODE_MASK,
+    ERROR,
+    IRQ_ENTRY_SIZE,
+    RTS,
+    SQ_PIECES,
+    irq_entry_at,
+    qp_at,
+    sq_entry_at,
+)
+from ppe.cycle.rnic.iwarp.terminate import fail, oldest_unfinished
+from ppe.cycle.rnic.memory import let_go
+from ppe.cycle.rnic.receive import NONE, entry_of, give_entry, release_pieces, take_buffer
+from ppe.cycle.rnic.records import rq_at, rq_entry_at, wc_at
+from shm.jit import nopython
+from shm.verbs_numbers import (
     SEND_SIGNALED,
     WC_BIND_MW,
     WC_COMP_SWAP,
@@ -26,24 +44,6 @@ from ppe.cycle.rnic.constants import (
     WR_RDMA_WRITE,
     WR_RDMA_WRITE_WITH_IMM,
 )
-from ppe.cycle.rnic.iwarp.delivery import finish_receive
-from ppe.cycle.rnic.iwarp.placement import work_at
-from ppe.cycle.rnic.iwarp.records import (
-    CLOSING,
-    CODE_MASK,
-    ERROR,
-    IRQ_ENTRY_SIZE,
-    RTS,
-    SQ_PIECES,
-    irq_entry_at,
-    qp_at,
-    sq_entry_at,
-)
-from ppe.cycle.rnic.iwarp.terminate import fail, oldest_unfinished
-from ppe.cycle.rnic.memory import let_go
-from ppe.cycle.rnic.receive import NONE, entry_of, give_entry, release_pieces, take_buffer
-from ppe.cycle.rnic.records import rq_at, rq_entry_at, wc_at
-from shm.jit import nopython
 
 
 @nopython

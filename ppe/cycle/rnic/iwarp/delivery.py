@@ -4,15 +4,6 @@ receives complete, STags end, requests of the peer are queued and answers to our
 
 from typing import Final
 
-from ppe.cycle.rnic.constants import (
-    ACCESS_REMOTE_ATOMIC,
-    ACCESS_REMOTE_READ,
-    WC_RECV_RDMA_WITH_IMM,
-    WC_SOLICITED,
-    WC_WITH_IMM,
-    WC_WITH_INV,
-    WR_RDMA_READ,
-)
 from ppe.cycle.rnic.iwarp.atomic import execute
 from ppe.cycle.rnic.iwarp.placement import (
     LOCAL_FAULT,
@@ -84,6 +75,15 @@ from ppe.cycle.rnic.receive import NONE, entry_of, take_buffer
 from ppe.cycle.rnic.records import MR_VALID, mr_at, piece_at, rq_entry_at
 from shm.jit import nopython
 from shm.memory import load_32_be, load_64_be, store_64
+from shm.verbs_numbers import (
+    ACCESS_REMOTE_ATOMIC,
+    ACCESS_REMOTE_READ,
+    WC_RECV_RDMA_WITH_IMM,
+    WC_SOLICITED,
+    WC_WITH_IMM,
+    WC_WITH_INV,
+    WR_RDMA_READ,
+)
 
 ATOMIC_SIZE: Final = 8
 

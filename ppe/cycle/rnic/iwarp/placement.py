@@ -4,7 +4,6 @@ what is expected of the stream, and the payload's place is found. Nothing takes 
 
 from typing import Final
 
-from ppe.cycle.rnic.constants import ACCESS_REMOTE_WRITE, WR_RDMA_READ
 from ppe.cycle.rnic.iwarp.records import (
     RTR_READ,
     RTR_SEND,
@@ -72,6 +71,7 @@ from ppe.cycle.rnic.records import (
 )
 from shm.jit import nopython
 from shm.memory import load_8, load_32_be, load_64, load_64_be
+from shm.verbs_numbers import ACCESS_REMOTE_WRITE, WR_RDMA_READ
 
 WORD: Final = 0xFFFFFFFF
 # Our own memory is not there any more: layer 0, type 0, code 0, which is no number to return.

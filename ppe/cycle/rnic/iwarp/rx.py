@@ -5,7 +5,6 @@ lies there already; a message takes effect (`delivery`) only when its last segme
 
 from typing import Final
 
-from iscsi.wire.crc32c import ONES, copy_and_update, finish, update
 from ppe.cycle.rnic.iwarp.delivery import deliver
 from ppe.cycle.rnic.iwarp.placement import check_control, next_piece, place
 from ppe.cycle.rnic.iwarp.records import (
@@ -31,6 +30,7 @@ from ppe.cycle.rnic.iwarp.wire import (
     TAGGED,
     header_end,
 )
+from shm.crc32c import ONES, copy_and_update, finish, update
 from shm.jit import nopython
 from shm.memory import copy_bytes, load_8, load_16_be, load_32
 

@@ -2,13 +2,6 @@
 order, its fences and what the peer takes at once, and an FPDU is made only when there is room.
 """
 
-from ppe.cycle.rnic.constants import (
-    SEND_FENCE,
-    WC_LOC_PROT_ERR,
-    WC_MW_BIND_ERR,
-    WR_BIND_MW,
-    WR_LOCAL_INV,
-)
 from ppe.cycle.rnic.iwarp.placement import work_at
 from ppe.cycle.rnic.iwarp.records import (
     CLOSING,
@@ -34,6 +27,13 @@ from ppe.cycle.rnic.memory import invalidate
 from ppe.cycle.rnic.records import MR_VALID, PIECE_SIZE, mr_at, piece_at
 from ppe.cycle.rnic.windows import bind
 from shm.jit import nopython
+from shm.verbs_numbers import (
+    SEND_FENCE,
+    WC_LOC_PROT_ERR,
+    WC_MW_BIND_ERR,
+    WR_BIND_MW,
+    WR_LOCAL_INV,
+)
 
 
 @nopython

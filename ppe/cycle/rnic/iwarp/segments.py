@@ -4,17 +4,6 @@ answers to the peer and for work of our own. Whose message it is, `schedule` has
 
 from typing import Final
 
-from ppe.cycle.rnic.constants import (
-    SEND_SOLICITED,
-    WR_ATOMIC_CMP_AND_SWP,
-    WR_ATOMIC_FETCH_AND_ADD,
-    WR_ATOMIC_SWAP,
-    WR_IMMEDIATE,
-    WR_RDMA_READ,
-    WR_RDMA_WRITE,
-    WR_RDMA_WRITE_WITH_IMM,
-    WR_SEND_WITH_INV,
-)
 from ppe.cycle.rnic.iwarp.placement import RTR_POSITION, WORD, work_at
 from ppe.cycle.rnic.iwarp.records import (
     IRQ_ENTRY_SIZE,
@@ -97,6 +86,17 @@ from shm.memory import (
     store_32_be,
     store_64,
     store_64_be,
+)
+from shm.verbs_numbers import (
+    SEND_SOLICITED,
+    WR_ATOMIC_CMP_AND_SWP,
+    WR_ATOMIC_FETCH_AND_ADD,
+    WR_ATOMIC_SWAP,
+    WR_IMMEDIATE,
+    WR_RDMA_READ,
+    WR_RDMA_WRITE,
+    WR_RDMA_WRITE_WITH_IMM,
+    WR_SEND_WITH_INV,
 )
 
 _WHOLE: Final = -8  # payload of all but the last segment is a multiple of eight

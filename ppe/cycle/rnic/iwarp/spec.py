@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
-from iscsi.wire.crc32c import ONES
 from ppe.cycle.rnic.iwarp.records import (
     IRQ_ENTRY,
     MARKERS_OFFSET,
@@ -29,6 +28,7 @@ from ppe.cycle.rnic.iwarp.wire import (
     ULPDU_MAX_WITH_MARKERS,
 )
 from ppe.cycle.rnic.records import SGES_MAX
+from shm.crc32c import ONES
 
 MULPDU_MIN: Final = 128  # RFC 5041 §5.1: the LLP offers at least so much
 # A payload of 32 KiB in a segment of either kind.

@@ -4,13 +4,6 @@
 
 from typing import Final
 
-from ppe.cycle.rnic.constants import (
-    WC_BAD_RESP_ERR,
-    WC_LOC_LEN_ERR,
-    WC_REM_ACCESS_ERR,
-    WC_REM_INV_REQ_ERR,
-    WC_REM_OP_ERR,
-)
 from ppe.cycle.rnic.iwarp.placement import (
     oldest_request,
     opcode_of,
@@ -49,6 +42,13 @@ from ppe.cycle.rnic.receive import NONE, entry_of
 from ppe.cycle.rnic.records import rq_entry_at
 from shm.jit import nopython
 from shm.memory import copy_bytes, load_8, load_16_be, store_8, store_16_be, zero_bytes
+from shm.verbs_numbers import (
+    WC_BAD_RESP_ERR,
+    WC_LOC_LEN_ERR,
+    WC_REM_ACCESS_ERR,
+    WC_REM_INV_REQ_ERR,
+    WC_REM_OP_ERR,
+)
 
 _SWAPPED_HEADERS: Final = 0x07  # siw before it was corrected: HdrCt, too, begins at the wrong end
 

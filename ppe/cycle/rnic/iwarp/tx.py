@@ -5,7 +5,6 @@ freed is released when the transport has taken all of it.
 
 from typing import Final
 
-from iscsi.wire.crc32c import ONES, finish, update
 from ppe.cycle.rnic.iwarp.placement import work_at
 from ppe.cycle.rnic.iwarp.records import (
     IRQ_ENTRY_SIZE,
@@ -30,6 +29,7 @@ from ppe.cycle.rnic.iwarp.wire import (
     MARKER_SPACING,
 )
 from ppe.cycle.rnic.memory import let_go
+from shm.crc32c import ONES, finish, update
 from shm.jit import nopython
 from shm.layout import Field, record
 from shm.memory import store_16_be, store_32

@@ -5,7 +5,14 @@ sent. Its memory is held from then until its completion is taken (`completions`)
 import errno
 from typing import Final
 
-from ppe.cycle.rnic.constants import (
+from ppe.cycle.rnic.iwarp.placement import work_at
+from ppe.cycle.rnic.iwarp.records import RTS, SQ_PIECES, qp_at, sq_entry_at
+from ppe.cycle.rnic.iwarp.segments import wants_response
+from ppe.cycle.rnic.receive import EINVAL, ENOMEM, check_pieces
+from ppe.cycle.rnic.records import WR_SGES, piece_at, sge_at, wr_at
+from shm.jit import nopython
+from shm.memory import copy_bytes
+from shm.verbs_numbers import (
     ACCESS_LOCAL_WRITE,
     SEND_FLAGS,
     SEND_INLINE,
@@ -20,13 +27,6 @@ from ppe.cycle.rnic.constants import (
     WR_SEND_WITH_IMM,
     WR_SEND_WITH_INV,
 )
-from ppe.cycle.rnic.iwarp.placement import work_at
-from ppe.cycle.rnic.iwarp.records import RTS, SQ_PIECES, qp_at, sq_entry_at
-from ppe.cycle.rnic.iwarp.segments import wants_response
-from ppe.cycle.rnic.receive import EINVAL, ENOMEM, check_pieces
-from ppe.cycle.rnic.records import WR_SGES, piece_at, sge_at, wr_at
-from shm.jit import nopython
-from shm.memory import copy_bytes
 
 ENOTCONN: Final = -errno.ENOTCONN
 EOPNOTSUPP: Final = -errno.EOPNOTSUPP

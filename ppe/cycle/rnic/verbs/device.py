@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from ppe.cycle.rnic.constants import (
+from ppe.cycle.rnic.verbs import layouts, pointers
+from ppe.cycle.rnic.verbs.library import part
+from shm.verbs_numbers import (
     WR_ATOMIC_CMP_AND_SWP,
     WR_ATOMIC_FETCH_AND_ADD,
     WR_BIND_MW,
@@ -23,8 +25,6 @@ from ppe.cycle.rnic.constants import (
     WR_SEND_WITH_IMM,
     WR_SEND_WITH_INV,
 )
-from ppe.cycle.rnic.verbs import layouts, pointers
-from ppe.cycle.rnic.verbs.library import part
 
 # enum ibv_device_cap_flags
 _MEM_WINDOW: Final = 1 << 17

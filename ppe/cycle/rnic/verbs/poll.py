@@ -9,15 +9,6 @@ send's token goes back when every earlier one's has.
 import errno
 from typing import Final
 
-from ppe.cycle.rnic.constants import (
-    WC_RECV,
-    WC_RECV_RDMA_WITH_IMM,
-    WC_SUCCESS,
-    WC_UNSIGNALLED,
-    WC_WITH_IMM,
-    WC_WITH_INV,
-    WC_WR_FLUSH_ERR,
-)
 from ppe.cycle.rnic.records import wc_at
 from ppe.cycle.rnic.verbs import keys, layouts
 from ppe.cycle.rnic.verbs.calls import call_poll_cq, call_req_notify_cq
@@ -37,6 +28,15 @@ from ppe.cycle.rnic.verbs.records import (
 from ppe.cycle.rnic.verbs.send import SEND_BIT
 from shm.jit import nopython
 from shm.memory import load_32, load_32_be, zero_bytes
+from shm.verbs_numbers import (
+    WC_RECV,
+    WC_RECV_RDMA_WITH_IMM,
+    WC_SUCCESS,
+    WC_UNSIGNALLED,
+    WC_WITH_IMM,
+    WC_WITH_INV,
+    WC_WR_FLUSH_ERR,
+)
 
 EIO: Final = -errno.EIO
 _IMM: Final = field_offset("ibv_wc", "imm_data")

@@ -7,7 +7,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ppe.cycle.rnic.constants import WR_RDMA_READ
 from ppe.cycle.rnic.records import SGES_MAX
 from ppe.cycle.rnic.verbs import keys, layouts, pointers, records
 from ppe.cycle.rnic.verbs.device import (
@@ -21,6 +20,7 @@ from ppe.cycle.rnic.verbs.device import (
 )
 from ppe.cycle.rnic.verbs.library import part
 from ppe.cycle.rnic.verbs.send import ANSWERED
+from shm.verbs_numbers import WR_RDMA_READ
 from shm.view import address_of, window
 
 QPT_RC: Final = 2  # enum ibv_qp_type

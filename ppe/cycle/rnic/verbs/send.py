@@ -9,28 +9,6 @@ may complete a later send first (siw does), and then nothing else would tell whe
 import errno
 from typing import Final
 
-from ppe.cycle.rnic.constants import (
-    SEND_FLAGS,
-    SEND_INLINE,
-    SEND_SIGNALED,
-    WC_BIND_MW,
-    WC_COMP_SWAP,
-    WC_FETCH_ADD,
-    WC_LOCAL_INV,
-    WC_RDMA_READ,
-    WC_RDMA_WRITE,
-    WC_SEND,
-    WR_ATOMIC_CMP_AND_SWP,
-    WR_ATOMIC_FETCH_AND_ADD,
-    WR_BIND_MW,
-    WR_LOCAL_INV,
-    WR_RDMA_READ,
-    WR_RDMA_WRITE,
-    WR_RDMA_WRITE_WITH_IMM,
-    WR_SEND,
-    WR_SEND_WITH_IMM,
-    WR_SEND_WITH_INV,
-)
 from ppe.cycle.rnic.records import WR_SGES, wr_at
 from ppe.cycle.rnic.verbs import keys
 from ppe.cycle.rnic.verbs.calls import call_post
@@ -52,6 +30,28 @@ from ppe.cycle.rnic.verbs.records import (
 )
 from shm.jit import nopython
 from shm.memory import copy_bytes, load_32, store_32, store_32_be, store_64, zero_bytes
+from shm.verbs_numbers import (
+    SEND_FLAGS,
+    SEND_INLINE,
+    SEND_SIGNALED,
+    WC_BIND_MW,
+    WC_COMP_SWAP,
+    WC_FETCH_ADD,
+    WC_LOCAL_INV,
+    WC_RDMA_READ,
+    WC_RDMA_WRITE,
+    WC_SEND,
+    WR_ATOMIC_CMP_AND_SWP,
+    WR_ATOMIC_FETCH_AND_ADD,
+    WR_BIND_MW,
+    WR_LOCAL_INV,
+    WR_RDMA_READ,
+    WR_RDMA_WRITE,
+    WR_RDMA_WRITE_WITH_IMM,
+    WR_SEND,
+    WR_SEND_WITH_IMM,
+    WR_SEND_WITH_INV,
+)
 
 EINVAL: Final = -errno.EINVAL
 ENOMEM: Final = -errno.ENOMEM

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from shm.verbs import (
+from shm.verbs_numbers import (
     ACCESS_REMOTE_READ,
     ACCESS_REMOTE_WRITE,
     SEND_SIGNALED,

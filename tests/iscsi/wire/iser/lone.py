@@ -6,7 +6,11 @@ from iscsi.wire import bhs, scsi
 from iscsi.wire.bhs import Opcode
 from iscsi.wire.iser.header import IserHeader, encode
 from iscsi.wire.violations import describe, is_violation
-from shm.verbs import SEND_SIGNALED, WR_SEND, WR_SEND_WITH_INV
+from shm.verbs_numbers import (
+    SEND_SIGNALED,
+    WR_SEND,
+    WR_SEND_WITH_INV,
+)
 from shm.view import address_of
 from tests.iscsi.wire.full_feature import READ, memory
 from tests.iscsi.wire.iser.fabric import Work, connect

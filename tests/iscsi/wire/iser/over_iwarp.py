@@ -5,9 +5,12 @@ real ones, with one key for all memory of their own, which no peer may use.
 import numpy as np
 
 from iscsi.wire.iser.records import PAGE, iser_at
-from ppe.cycle.rnic.constants import ACCESS_LOCAL_WRITE, WC_RECV
 from ppe.cycle.rnic.records import WC, rq_at
-from shm.verbs import WR_LOCAL_INV
+from shm.verbs_numbers import (
+    ACCESS_LOCAL_WRITE,
+    WC_RECV,
+    WR_LOCAL_INV,
+)
 from tests.iscsi.wire.iser.fabric import Tag
 from tests.iscsi.wire.iser.pair import Pair
 from tests.ppe.rnic import core_door as door

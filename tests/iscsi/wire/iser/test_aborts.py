@@ -11,7 +11,10 @@ from iscsi.wire import mover, scsi
 from iscsi.wire.iser.records import IserLimits
 from iscsi.wire.keys import SessionParams
 from iscsi.wire.mover import ONE_TASK, REFUSE
-from shm.verbs import WR_RDMA_READ, WR_RDMA_WRITE
+from shm.verbs_numbers import (
+    WR_RDMA_READ,
+    WR_RDMA_WRITE,
+)
 from shm.view import address_of
 from tests.iscsi.wire.full_feature import BLOCK, WRITE, examples, pattern
 from tests.iscsi.wire.iser.pair import Pair

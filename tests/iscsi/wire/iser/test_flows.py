@@ -16,7 +16,13 @@ from iscsi.wire.bhs import Opcode
 from iscsi.wire.iser.header import ISER_HEADER_LENGTH, Hello, HelloReply, IserHeader, decode
 from iscsi.wire.iser.records import IserLimits, iser_at
 from iscsi.wire.keys import ConnectionParams, SessionParams
-from shm.verbs import WR_LOCAL_INV, WR_RDMA_READ, WR_RDMA_WRITE, WR_SEND, WR_SEND_WITH_INV
+from shm.verbs_numbers import (
+    WR_LOCAL_INV,
+    WR_RDMA_READ,
+    WR_RDMA_WRITE,
+    WR_SEND,
+    WR_SEND_WITH_INV,
+)
 from shm.view import address_of
 from tests.iscsi.wire.full_feature import BLOCK, READ, examples, pattern
 from tests.iscsi.wire.iser.pair import Pair, counts

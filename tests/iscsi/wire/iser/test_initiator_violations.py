@@ -13,7 +13,10 @@ from iscsi.wire.iser.header import Hello, HelloReply, decode, encode_hello
 from iscsi.wire.iser.records import IserLimits, iser_at
 from iscsi.wire.keys import SessionParams
 from iscsi.wire.violations import Violation
-from shm.verbs import WC_LOC_LEN_ERR, WC_WR_FLUSH_ERR
+from shm.verbs_numbers import (
+    WC_LOC_LEN_ERR,
+    WC_WR_FLUSH_ERR,
+)
 from tests.iscsi.wire.full_feature import BLOCK, examples, pattern
 from tests.iscsi.wire.iser.lone import LoneTarget
 from tests.iscsi.wire.iser.pair import LENGTHS, IserInitiator

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from iscsi.wire.iser.records import IserLimits
 from iscsi.wire.keys import SessionParams
-from ppe.cycle.rnic.constants import WC_WR_FLUSH_ERR
 from ppe.cycle.rnic.iwarp.core import ERROR, RTS, TERMINATE
+from shm.verbs_numbers import WC_WR_FLUSH_ERR
 from tests.iscsi.wire.full_feature import BLOCK, examples, pattern
 from tests.iscsi.wire.iser.over_iwarp import IwarpPair
 from tests.iscsi.wire.iser.pair import LENGTHS

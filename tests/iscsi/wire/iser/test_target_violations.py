@@ -13,7 +13,11 @@ from iscsi.wire.iser.header import Hello, IserHeader, encode, encode_hello
 from iscsi.wire.iser.records import IserLimits
 from iscsi.wire.keys import SessionParams
 from iscsi.wire.violations import Violation, describe
-from shm.verbs import ACCESS_REMOTE_READ, ACCESS_REMOTE_WRITE, WC_WR_FLUSH_ERR
+from shm.verbs_numbers import (
+    ACCESS_REMOTE_READ,
+    ACCESS_REMOTE_WRITE,
+    WC_WR_FLUSH_ERR,
+)
 from shm.view import address_of
 from tests.iscsi.wire.full_feature import READ, WRITE, examples, memory, pattern
 from tests.iscsi.wire.iser.lone import LoneInitiator

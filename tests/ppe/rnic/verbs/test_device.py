@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from ppe.cycle.rnic import constants as c
 from ppe.cycle.rnic.verbs import device as devices
 from ppe.cycle.rnic.verbs.device import INFINIBAND, IWARP, Device, Owned, VerbsError, asking
+from shm import verbs_numbers as c
 
 EXTENSIONS, TYPE_1, TYPE_2A, TYPE_2B = 1 << 21, 1 << 17, 1 << 23, 1 << 24
 SIW = 0x626D74

@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 
-from ppe.cycle.rnic import constants
 from ppe.cycle.rnic.verbs import connection, layouts
+from shm import verbs_numbers as constants
 from shm.layout import offset
 
 pytestmark = pytest.mark.interop("gcc", "verbs.h", "rdma_cma.h")

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from ppe.cycle.rnic import constants as c
 from ppe.cycle.rnic.verbs.send import SEND_BIT
+from shm import verbs_numbers as c
 from tests.ppe.rnic.verbs import doors, fake
 from tests.ppe.rnic.verbs.requests import Request, completions, flushed, next_completion
 

@@ -4,8 +4,8 @@ import errno
 
 import pytest
 
-from ppe.cycle.rnic import constants as c
 from ppe.cycle.rnic.verbs import records, send
+from shm import verbs_numbers as c
 from tests.ppe.rnic.verbs import doors, fake
 from tests.ppe.rnic.verbs.requests import Request
 

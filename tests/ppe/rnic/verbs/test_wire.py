@@ -5,8 +5,8 @@ with CRC and without, private data, rejection, disconnection, and a Terminate fr
 import pytest
 
 from host.verbs import mpa
-from ppe.cycle.rnic import constants as c
 from ppe.cycle.rnic.verbs.connection import DISCONNECTED
+from shm import verbs_numbers as c
 from shm.jit import JIT_DISABLED
 from tests.guest.machine import QEMU_TOOLS
 from tests.guest.rdma import ADDRESSES, WIRE_PORTS

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from ppe.cycle.rnic import constants as c
+from shm import verbs_numbers as c
 from shm.jit import JIT_DISABLED
 from tests.guest.machine import QEMU_TOOLS
 from tests.ppe.rnic.verbs.wire import FORMS, ROLES, wishes

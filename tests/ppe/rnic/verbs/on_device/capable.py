@@ -4,10 +4,10 @@ invalidation of a peer's region. The same form as `scenarios`.
 
 import errno
 
-from ppe.cycle.rnic import constants as c
 from ppe.cycle.rnic.verbs import keys, records, send
 from ppe.cycle.rnic.verbs.device import Window
 from ppe.cycle.rnic.verbs.queues import Block
+from shm import verbs_numbers as c
 from shm.view import window as view
 from tests.ppe.rnic.verbs.on_device.node import ALL, WAIT_S, Link, Memory, req_notify
 from tests.ppe.rnic.verbs.on_device.scenarios import PORT, _peer

@@ -8,11 +8,11 @@ from threading import Thread
 
 import numpy as np
 
-from ppe.cycle.rnic import constants as c
 from ppe.cycle.rnic.records import SGE, WC, WR, WR_SGES
 from ppe.cycle.rnic.verbs import connection, poll, receive, send
 from ppe.cycle.rnic.verbs.device import Device, Domain, Region
 from ppe.cycle.rnic.verbs.queues import Block, CompletionQueue, QueuePair
+from shm import verbs_numbers as c
 from shm.jit import entry
 from shm.memory import store_64
 from shm.view import address_of, window

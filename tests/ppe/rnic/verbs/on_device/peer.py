@@ -5,9 +5,9 @@ application in the guest that does what it is told, one step a call. There is on
 import contextlib
 import time
 
-from ppe.cycle.rnic import constants as c
 from ppe.cycle.rnic.verbs import connection
 from ppe.cycle.rnic.verbs.device import Device
+from shm import verbs_numbers as c
 from tests.ppe.rnic.verbs.on_device.node import WAIT_S, End, Memory
 
 _now = {}

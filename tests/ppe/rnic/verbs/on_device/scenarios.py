@@ -6,10 +6,10 @@ import errno
 import time
 from threading import Thread
 
-from ppe.cycle.rnic import constants as c
 from ppe.cycle.rnic.verbs import connection
 from ppe.cycle.rnic.verbs.device import Device, VerbsError
 from ppe.cycle.rnic.verbs.queues import SharedReceiveQueue
+from shm import verbs_numbers as c
 from tests.ppe.rnic.verbs.on_device.node import (
     BUFFER,
     WAIT_S,

@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from iscsi.wire.crc32c_fold import POLYNOMIAL, lanes, make_fold, step_size
+from shm.crc32c_fold import POLYNOMIAL, lanes, make_fold, step_size
 from shm.jit import JIT_DISABLED, entry, nopython
 from shm.memory import copy_bytes, load_8, load_32, load_64
 from shm.view import address_of

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iscsi.wire import crc32c as crc
-from iscsi.wire.crc32c_fold import make_fold, step_size
+from shm import crc32c as crc
+from shm.crc32c_fold import make_fold, step_size
 from shm.jit import JIT_DISABLED, ROOT, nopython, python_version
 from shm.view import address_of
 
@@ -158,7 +158,7 @@ def test_a_crc_continues_over_pieces(data, cut):
 @pytest.mark.parametrize(("cpu", "has_it"), [("x86-64-v2", True), ("generic", False)])
 def test_code_made_for_another_cpu_gives_the_same(cpu, has_it, tmp_path):
     program = (
-        "from iscsi.wire import crc32c as crc; data = bytes(range(256)) * 60; "
+        "from shm import crc32c as crc; data = bytes(range(256)) * 60; "
         "print(crc.cpu_has_instruction(), crc.crc32c(data), crc.crc32c(data[:7]))"
     )
     done = subprocess.run(
