@@ -169,7 +169,7 @@ class End:
         return found
 
     def rest(self):
-        """What is left once the connection is lost: from the device, then what it never completes."""
+        """What is left when the connection is lost, with what the device never completes."""
         self.look(spins=20_000)
         found, self._waiting = self._waiting, []
         while flush_next(self.qp.address, self._out.address):
