@@ -54,6 +54,11 @@ def post_recv(rq, wr):
     return receive.post_recv(rq, wr)
 
 
+@entry("int64(intp, intp)")
+def flush_next(qp, wc):
+    return int(poll.flush_next(qp, wc))
+
+
 @entry("int64(intp, int64)")
 def req_notify(cq, solicited_only):
     return poll.req_notify(cq, solicited_only)
@@ -161,6 +166,14 @@ class End:
     def completion(self, status=c.WC_SUCCESS):
         (found,) = self.completions(1)
         assert found.status == status, found
+        return found
+
+    def rest(self):
+        """What is left when the connection is lost, with what the device never completes."""
+        self.look(spins=20_000)
+        found, self._waiting = self._waiting, []
+        while flush_next(self.qp.address, self._out.address):
+            found.append(Completion(window(self._out.address, 1, WC)[0], self.qp.address))
         return found
 
     def nothing_more(self):
