@@ -14,14 +14,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from iscsi.wire import initiator as doors
-from iscsi.wire import initiator_rx, mover, scsi
-from iscsi.wire import runs as run_lists
+from iscsi.wire import mover, scsi
 from iscsi.wire.bhs import Opcode
 from iscsi.wire.keys import ConnectionParams, SessionParams
 from iscsi.wire.port import port_at
 from iscsi.wire.runs import RUN
-from shm.jit import entry
-from shm.memory import store_64
 from shm.view import address_of
 from tests.iscsi.wire.full_feature import (
     BLOCK,
@@ -33,6 +30,7 @@ from tests.iscsi.wire.full_feature import (
     memory,
     pattern,
 )
+from tests.iscsi.wire.gather_doors import cut_out, more_places
 from tests.iscsi.wire.split_initiator import EXTRA, Split, places_into
 from tests.iscsi.wire.test_initiator_mover import assert_at_rest
 
@@ -45,18 +43,6 @@ WRITES = [
 ]
 GAP = 0xA5
 KINDS = [Joined, Split]
-
-
-@entry("int64(intp, intp, int64)")
-def more_places(conn, into, room):
-    return initiator_rx.more_places(conn, into, room)[0]
-
-
-@entry("void(intp, int64, int64, int64, intp, int64, intp, intp)")
-def cut_out(runs, count, offset, length, into, room, count_at, covered_at):
-    made, covered = run_lists.cut_out(runs, count, offset, length, into, room)
-    store_64(count_at, made)
-    store_64(covered_at, covered)
 
 
 class Pieces:
