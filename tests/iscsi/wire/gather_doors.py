@@ -1,5 +1,5 @@
-"""Doors for the tests of gather lists. Not in a test module: what such a one is compiled from is not
-known, because pytest loads it.
+"""Doors for the tests of gather lists. Not in a test module: what such a one is compiled from is
+not known, because pytest loads it.
 """
 
 from iscsi.wire import initiator_rx
