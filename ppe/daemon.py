@@ -89,7 +89,7 @@ class Daemon:
     def _start_engines(self) -> None:
         from ppe.cycle import guard
         from ppe.engine_thread import EngineThread, port_floor
-        from shm.segment import sweep
+        from shm.segment import SegmentError, sweep
 
         for name in sweep():
             self._report("note", f"removed /dev/shm/{name}, left behind by a dead process")
@@ -98,7 +98,10 @@ class Daemon:
         for number, cpu in enumerate(self.partition.engine_cpus):
             engine = EngineThread(number, cpu, self.config, port_floor())
             self._undo.callback(engine.stop)
-            complaint = engine.start()
+            try:
+                complaint = engine.start()
+            except SegmentError as error:
+                raise OperatorError(f"engine {number} could not start: {error.strerror}") from error
             if complaint:
                 self._report("note", complaint)
             self.engines.append(engine)
