@@ -130,7 +130,7 @@ check: setup compile ## all that guards a submission: make test, and the virtual
 compile: setup
 	echo 'compiling for this processor'
 	$(PYTHON) -c 'import host.inline, iscsi.session.doors, iscsi.target.mirror_doors' 2>/dev/null &
-	$(PYTHON) -c 'import ppe.cycle.services.datamover, ppe.cycle.services.rdma, iscsi.target.pump' 2>/dev/null || true
+	$(PYTHON) -c 'import ppe.cycle.services.datamover, ppe.cycle.services.rdma, ppe.cycle.services.iser, iscsi.target.pump' 2>/dev/null || true
 	wait
 
 test-fast: setup ## the tests that take less than a quarter of a second each
