@@ -32,8 +32,9 @@ def start(guest, name, words, settings=()):
     id is in /run/NAME.pid; `settings` are further environment variables.
     """
     variables = {**PORTABLE, "HOME": str(Path.home()), "PATH": os.defpath}
-    if "PPE_CACHE_DIR" in os.environ:
-        variables["PPE_CACHE_DIR"] = os.environ["PPE_CACHE_DIR"]
+    for name_of_cache in ("PPE_CACHE_DIR", "XDG_CACHE_HOME"):
+        if name_of_cache in os.environ:
+            variables[name_of_cache] = os.environ[name_of_cache]
     variables.update(settings)
     set_up = " ".join(f"{key}={shlex.quote(value)}" for key, value in variables.items())
     program = shlex.join([sys.executable, *map(str, words)])
