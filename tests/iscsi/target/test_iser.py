@@ -60,7 +60,7 @@ class Serving:
     def serve(self, work):
         """Let an initiator do its `work`, and serve it meanwhile."""
         server = self.server
-        device = Device(self.engine, server._channel)
+        device = Device(self.engine, server._lanes.first.channel)
         queue_pair = device.create_qp(
             device.alloc_pd(), device.create_cq(8), cap=QpCap(DEPTH, DEPTH)
         )
@@ -92,10 +92,12 @@ class Serving:
 
     def _enter(self, endpoint, limits):
         """What a login over Sends would leave behind."""
-        server = self.server
-        connection = Connection(server._free_slots.pop(), endpoint, ("127.0.0.1", 1), NO_DEADLINE)
+        server, peer = self.server, ("127.0.0.1", 1)
+        lane = server._lanes.first
+        connection = Connection(server._free_slots.pop(), lane, endpoint, peer, NO_DEADLINE)
         server._slots[connection.slot] = connection
-        server._endpoints[endpoint] = connection
+        server._endpoints[lane, endpoint] = connection
+        lane.connections += 1
         connection.login = SimpleNamespace(result=self._result())
         connection.reserve(self.engine, self.target, server._limits, moves=True)
         server._reserved += 1

@@ -34,6 +34,11 @@ name = "iqn.2026-01.org.example:disks"
   size = "16M"
   thin = true
 """
+# The unit has a /tmp of its own. Where this checkout lies below the real one, it is shown there.
+SHOWN = """
+[Service]
+BindReadOnlyPaths={}
+"""
 PROGRAM = f"""#!/bin/sh
 export PYTHONPATH={ROOT} PYTHONDONTWRITEBYTECODE=1 NUMBA_DISABLE_JIT=1
 exec {sys.executable} -m ppe "$@"
@@ -91,6 +96,9 @@ def boot(space, cgroup):
     (files / "run/disks.toml").write_text(CONFIG)
     (out / "console").touch()
     seen = {str(ROOT), sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parent)}
+    if hidden := [path for path in sorted(seen) if path.startswith(("/tmp/", "/var/tmp/"))]:
+        (units / "ppe-target@.service.d").mkdir()
+        (units / "ppe-target@.service.d/shown.conf").write_text(SHOWN.format(" ".join(hidden)))
     done = subprocess.run(
         [HERE / "systemd_boot.sh", space, HERE / "systemd_judge.sh", cgroup, *sorted(seen)],
         capture_output=True,

@@ -277,18 +277,32 @@ class Both:
         return {"remote_addr": self.ours.iova + start, "rkey": self.ours.key}
 
 
+NUDGE_S = 1.5
+
+
 @contextlib.contextmanager
 def we_connect(guest, form, wishes, *, answer=b"", port=7401, **spec):
     """We are the active side. The first message comes from us."""
     told = guest.call(f"{PEER}:listen", device="siw0", address="10.0.2.15", port=port)
     guest.start(f"{PEER}:accept", private_data=answer.hex(), **DEPTHS)
     with form.connecting(guest.wire_ports[port], wishes, **spec) as ours:
-        # A Write of no bytes. siw tells its application of a peer-to-peer connection when something
-        # came, and now and then misses what comes right behind its Reply.
+        # Writes of no bytes. siw tells its application of a peer-to-peer connection when something
+        # came, and now and then misses what comes right behind its Reply, until more comes.
         ours.post(0)
-        ours.run(guest.has_answer, [guest.socket])
+        posted = [time.monotonic()]
+
+        def is_told():
+            if guest.has_answer():
+                return True
+            if time.monotonic() > posted[-1] + NUDGE_S:
+                ours.post(0)
+                posted.append(time.monotonic())
+            return False
+
+        ours.run(is_told, [guest.socket])
         both = Both(guest, ours, told | guest.result())
-        ours.completion()
+        for _ in posted:
+            ours.completion()
         yield both
     guest.call(f"{PEER}:close")
 
