@@ -89,6 +89,10 @@ class Serving:
         while server.connections:
             assert time.monotonic() < deadline, "the connection does not go"
             server.step()
+        has_counted = server._ask_counts()
+        while not has_counted():
+            assert time.monotonic() < deadline, "the engine does not say what it served"
+            server.step()
 
     def _enter(self, endpoint, limits):
         """What a login over Sends would leave behind."""
