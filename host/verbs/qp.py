@@ -27,6 +27,7 @@ from host.verbs.records import (
 from host.verbs.work import QpCap, RecvWr, SendWr, Sge, WorkCompletion
 from shm.layout import offset
 from shm.verbs_numbers import (
+    SEND_INLINE,
     SEND_SIGNALED,
     WR_ATOMIC_CMP_AND_SWP,
     WR_ATOMIC_FETCH_AND_ADD,
@@ -215,6 +216,8 @@ class QueuePair:
         self._check()
         if wr.opcode not in _OPCODES:
             raise OSError(errno.EINVAL, f"{wr.opcode} is no work request's opcode")
+        if wr.send_flags & SEND_INLINE:
+            raise OSError(errno.EOPNOTSUPP, "inline data has no room in a ring")
         posted = self._post_pair(wr) if wr.opcode in _ATOMICS else self._post_list(wr)
         return self._answer(posted, wr.opcode)
 

@@ -272,6 +272,10 @@ class Negotiation:
         if (self._discovery and key.normal_only) or (key.leading_only and not self._leading):
             return self._settle(key.name, IRRELEVANT)
         answer = combine(key, value, self._ours(key))
+        if answer is None and not self._accepts_default(key):
+            raise RemoteProtocolError(
+                f"{key.name}={value} leaves the default, which is no use here"
+            )
         return self._settle(key.name, REJECT if answer is None else answer)
 
     def _settle(self, name: str, answer: str) -> Pair:

@@ -507,10 +507,7 @@ CLIENT = textwrap.dedent("""
     import sys, time
     import host
     from host.verbs import ConnParam, Device, QpCap, RecvWr, SendWr
-    from shm.verbs_numbers import (
-    WR_RDMA_READ,
-    WR_SEND,
-)
+    from shm.verbs_numbers import WR_RDMA_READ
     name, port = sys.argv[1], int(sys.argv[2])
     engine = host.connect(name)
     channel = engine.channel(work=1024, events=1024)

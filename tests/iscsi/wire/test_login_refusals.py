@@ -370,6 +370,16 @@ def test_a_portal_group_tag_is_a_number_in_any_form(number):
     assert left.result.target_portal_group_tag == 1
 
 
+@pytest.mark.parametrize("name", ["header_digest", "data_digest"])
+def test_a_target_that_takes_nothing_but_a_digest_refuses_who_offers_none(name):
+    left, right = initiator(), target(proposal=Proposal(**{name: ("CRC32C",)}))
+    join(left, right)
+    assert isinstance(left.error, LoginRejected)
+    assert left.error.status == LoginStatus.INITIATOR_ERROR
+    assert isinstance(right.error, RemoteProtocolError)
+    assert not right.done
+
+
 @pytest.mark.parametrize("number", ["4096", "04096", "0x1000"])
 def test_an_answer_is_a_number_in_any_form(number):
     bursts = Proposal(SessionParams(max_burst_length=8192, first_burst_length=8192))
