@@ -32,7 +32,7 @@ from shm.records import (
     wqe_at,
 )
 from shm.ring import claim, commit, copy_entry, free_slots, is_published, release, slot_of
-from shm.view import opener
+from shm.view import opener, window
 
 HOST_CHANNEL: Final = record(
     Field("producer", PRODUCER),
@@ -403,8 +403,8 @@ def keep_ledger(state: int, ledger: int, free_tickets: int) -> None:
     `ledger` is the address of LEDGER[limit + 1], zeroed, `free_tickets` of int32[limit].
     """
     mine = host_channel_at(state)[0]
-    for place in range(int(mine["limit"])):
-        store_32(free_tickets + 4 * place, place + 1)
+    limit = int(mine["limit"])
+    window(free_tickets, limit, "<i4")[:] = range(1, limit + 1)
     mine["ledger"], mine["free_tickets"] = ledger, free_tickets
     mine["free_count"] = mine["limit"]
 

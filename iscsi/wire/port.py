@@ -225,7 +225,7 @@ class ControlPdu:
 def read_control(slot: int) -> ControlPdu:
     """The PDU in a control slot, copied."""
     header = window(slot, BHS_LENGTH, "u1").tobytes()
-    length = load_64(slot + CONTROL_DATA_LENGTH)
+    length = int(window(slot + CONTROL_DATA_LENGTH, 1, "<i8")[0])
     data = window(slot + CONTROL_DATA, length, "u1").tobytes()
     return ControlPdu(decode(header), data, header)
 
