@@ -22,7 +22,6 @@ from iscsi.target.storage import (
     stop_worker,
     work,
 )
-from shm.memory import store_32
 from shm.view import address_of, window
 
 log: Final = logging.getLogger(__name__)
@@ -53,8 +52,7 @@ class FileWorkers:
         pool = mine["job_pool"]
         pool["free"], pool["taken"] = free, free + 4 * JOBS
         pool["count"] = pool["free_count"] = pool["low_water"] = JOBS
-        for index in range(JOBS):
-            store_32(free + 4 * index, JOBS - 1 - index)
+        window(free, JOBS, "<i4")[:] = range(JOBS - 1, -1, -1)
         for number in range(count):
             its = window(workers + WORKER_SIZE * number, 1, WORKER)[0]
             its["slots"], its["mask"] = slots + 8 * JOBS * number, JOBS - 1
