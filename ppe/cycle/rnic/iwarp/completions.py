@@ -17,32 +17,16 @@ from ppe.cycle.rnic.iwarp.records import (
 )
 from ppe.cycle.rnic.iwarp.terminate import fail, oldest_unfinished
 from ppe.cycle.rnic.memory import let_go
+from ppe.cycle.rnic.opcodes import completion_opcode
 from ppe.cycle.rnic.receive import NONE, entry_of, give_entry, release_pieces, take_buffer
 from ppe.cycle.rnic.records import rq_at, rq_entry_at, wc_at
 from shm.jit import nopython
 from shm.verbs_numbers import (
     SEND_SIGNALED,
-    WC_BIND_MW,
-    WC_COMP_SWAP,
-    WC_FETCH_ADD,
-    WC_IMMEDIATE,
-    WC_LOCAL_INV,
-    WC_RDMA_READ,
-    WC_RDMA_WRITE,
-    WC_SEND,
     WC_SUCCESS,
-    WC_SWAP,
     WC_UNSIGNALLED,
     WC_WR_FLUSH_ERR,
-    WR_ATOMIC_CMP_AND_SWP,
-    WR_ATOMIC_FETCH_AND_ADD,
-    WR_ATOMIC_SWAP,
     WR_BIND_MW,
-    WR_IMMEDIATE,
-    WR_LOCAL_INV,
-    WR_RDMA_READ,
-    WR_RDMA_WRITE,
-    WR_RDMA_WRITE_WITH_IMM,
 )
 
 
@@ -113,7 +97,7 @@ def _complete_work(qp: int, wc: int, is_over: bool) -> None:
     entry = sq_entry_at(work)[0]
     mine["sq_retired"] += 1
     release_pieces(work + SQ_PIECES, entry["piece_count"])
-    done["token"], done["opcode"] = entry["token"], _wc_opcode(entry["opcode"])
+    done["token"], done["opcode"] = entry["token"], completion_opcode(entry["opcode"])
     done["status"], done["byte_len"] = WC_SUCCESS, entry["length"]
     done["imm"] = entry["imm"] if entry["opcode"] == WR_BIND_MW else 0
     done["invalidated_rkey"], done["vendor_err"] = 0, 0
@@ -124,26 +108,6 @@ def _complete_work(qp: int, wc: int, is_over: bool) -> None:
             done["status"] = mine["failed_status"]
         done["flags"], done["byte_len"], done["imm"] = 0, 0, 0  # A failure is always shown.
         done["vendor_err"] = _code(qp)
-
-
-@nopython
-def _wc_opcode(opcode: int) -> int:
-    """What a completion calls a work request (enum ibv_wc_opcode)."""
-    if opcode in (WR_RDMA_WRITE, WR_RDMA_WRITE_WITH_IMM):
-        return WC_RDMA_WRITE
-    if opcode == WR_RDMA_READ:
-        return WC_RDMA_READ
-    if opcode == WR_ATOMIC_CMP_AND_SWP:
-        return WC_COMP_SWAP
-    if opcode == WR_ATOMIC_FETCH_AND_ADD:
-        return WC_FETCH_ADD
-    if opcode == WR_ATOMIC_SWAP:
-        return WC_SWAP
-    if opcode == WR_LOCAL_INV:
-        return WC_LOCAL_INV
-    if opcode == WR_BIND_MW:
-        return WC_BIND_MW
-    return WC_IMMEDIATE if opcode == WR_IMMEDIATE else WC_SEND
 
 
 @nopython

@@ -6,6 +6,7 @@ more than it does, `QUIRKS` says so, so that a request is refused at the post an
 
 import contextlib
 import select
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def device_names() -> list[str]:
     return sorted(path.name for path in _SYSFS.iterdir()) if _SYSFS.is_dir() else []
 
 
-class Owned:
+class Owned(ABC):
     """What is made on a device and closed once, by its maker or at last by the device."""
 
     def __init__(self, device: "Device") -> None:
@@ -100,9 +101,9 @@ class Owned:
             with asking(f"{self.device.name} does not give back a {type(self).__name__}"):
                 self.destroy()
 
+    @abstractmethod
     def destroy(self) -> None:
         """Do it."""
-        raise NotImplementedError
 
 
 class Device:

@@ -9,6 +9,7 @@ may complete a later send first (siw does), and then nothing else would tell whe
 import errno
 from typing import Final
 
+from ppe.cycle.rnic.opcodes import completion_opcode
 from ppe.cycle.rnic.records import WR_SGES, wr_at
 from ppe.cycle.rnic.verbs import keys
 from ppe.cycle.rnic.verbs.calls import call_post
@@ -34,19 +35,11 @@ from shm.verbs_numbers import (
     SEND_FLAGS,
     SEND_INLINE,
     SEND_SIGNALED,
-    WC_BIND_MW,
-    WC_COMP_SWAP,
-    WC_FETCH_ADD,
-    WC_LOCAL_INV,
-    WC_RDMA_READ,
-    WC_RDMA_WRITE,
-    WC_SEND,
     WR_ATOMIC_CMP_AND_SWP,
     WR_ATOMIC_FETCH_AND_ADD,
     WR_BIND_MW,
     WR_LOCAL_INV,
     WR_RDMA_READ,
-    WR_RDMA_WRITE,
     WR_RDMA_WRITE_WITH_IMM,
     WR_SEND,
     WR_SEND_WITH_IMM,
@@ -129,24 +122,6 @@ def _remember(qp: int, position: int, token: int, opcode: int, signalled: int) -
     sent["signalled"] = signalled
     sent["asked"] = signalled | (own["always_ask"] >> opcode & 1)
     sent["opcode"] = completion_opcode(opcode)
-
-
-@nopython
-def completion_opcode(opcode: int) -> int:
-    """The opcode of the completion of a send with this one (enum ibv_wc_opcode)."""
-    if opcode in (WR_RDMA_WRITE, WR_RDMA_WRITE_WITH_IMM):
-        return WC_RDMA_WRITE
-    if opcode == WR_RDMA_READ:
-        return WC_RDMA_READ
-    if opcode == WR_ATOMIC_CMP_AND_SWP:
-        return WC_COMP_SWAP
-    if opcode == WR_ATOMIC_FETCH_AND_ADD:
-        return WC_FETCH_ADD
-    if opcode == WR_LOCAL_INV:
-        return WC_LOCAL_INV
-    if opcode == WR_BIND_MW:
-        return WC_BIND_MW
-    return WC_SEND
 
 
 @nopython

@@ -1,5 +1,7 @@
 """One end of a connection that the test plays by hand: its Sends, its tags, its receives."""
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 
 from iscsi.wire import bhs, scsi
@@ -19,7 +21,7 @@ RECEIVES = 256
 RECEIVE_SIZE = 28 + 48 + 8192
 
 
-class Lone:
+class Lone(ABC):
     """A queue pair whose peer is one side of `pair`."""
 
     def __init__(self, side, receives=RECEIVES, receive_size=RECEIVE_SIZE):
@@ -41,8 +43,9 @@ class Lone:
         self.qp.step()
         self.turn()
 
+    @abstractmethod
     def turn(self):
-        raise NotImplementedError
+        """Let the half that is tested act on what there is."""
 
     def got(self):
         """Take what came: `(iSER header, BHS, data)` of each Send."""

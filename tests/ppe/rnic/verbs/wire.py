@@ -7,6 +7,7 @@ import contextlib
 import select
 import socket
 import time
+from abc import ABC, abstractmethod
 from dataclasses import replace
 
 import host
@@ -28,7 +29,7 @@ RTRS = {
 PEER = "tests.ppe.rnic.verbs.on_device.peer"
 
 
-class Side:
+class Side(ABC):
     """Our side. `data` is registered memory, which all call `iova`, with `key`; `startup` is what
     MPA agreed on; `found` are completions that nobody has taken.
     """
@@ -36,8 +37,9 @@ class Side:
     def __init__(self, startup):
         self.startup, self.found, self.is_closed = startup, [], False
 
+    @abstractmethod
     def step(self, others=()):
-        raise NotImplementedError
+        """Work a little, or wait a little for one of `others`."""
 
     def run(self, until, others=()):
         """Work until `until()`; `others` are sockets that may change what it says."""
