@@ -55,7 +55,7 @@ class InlineHandle:
         self._port = ControlPort(self._tables, inline=True)
         self._port.start()
         self._movers = Movers(self._port, MOVERS_BYTES_MAX, MOVERS_BYTES_MAX)
-        self._rnics = Rnics(self._port, RNICS_BYTES_MAX)
+        self._rnics = Rnics(self._port, RNICS_BYTES_MAX, RNICS_BYTES_MAX)
         self._arenas = Arenas(self._register, arena_size)
         self._channels: dict[PostingChannel, tuple[int, Segment, int]] = {}
         self._numbers = list(range(LIMITS.channels - 1, 0, -1))
@@ -177,7 +177,7 @@ class InlineHandle:
         """
         self._check()
         try:
-            return self._rnics.call(self._channels[channel][0], {"do": do, **fields})
+            return self._rnics.call(CLIENT, self._channels[channel][0], {"do": do, **fields})
         except (ValueError, MemoryError, OSError) as error:
             raise EngineRefused(f"the RNIC refuses: {error}") from error
 

@@ -340,7 +340,7 @@ class Registry:
         """What a client asks of its engine's RNIC (`ppe.cycle.rnics`)."""
         hold = self._hold(client, channel)
         try:
-            return hold.engine.rnics.call(hold.row, message)
+            return hold.engine.rnics.call(client.number, hold.row, message)
         except (ValueError, MemoryError, OSError) as error:
             raise Refused(f"the RNIC refuses: {error}") from error
 

@@ -53,9 +53,9 @@ class Limits:
     client_memory_bytes: int = _setting(
         GIB, "shared memory of one client", low=64 * KIB, high=1 << 44, is_size=True
     )
-    client_mover_bytes: int = _setting(
+    client_connection_bytes: int = _setting(
         512 * MIB,
-        "the engine's memory for datamover connections of one client",
+        "the engine's memory for one client's datamover connections, and for its queue pairs",
         low=64 * KIB,
         high=GIB,
         is_size=True,

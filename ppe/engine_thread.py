@@ -49,7 +49,7 @@ class EngineThread:
             entries_per_pass=limits.entries_per_pass,
             endpoints_per_client=limits.endpoints,
         )
-        self._client_mover_bytes = limits.client_mover_bytes
+        self._client_connection_bytes = limits.client_connection_bytes
         self._settings = Settings(
             idle=config.idle, readiness=config.readiness, port_floor=port_floor
         )
@@ -77,8 +77,8 @@ class EngineThread:
             self.tables = EngineTables(self._limits, self._settings, self.number)
             self.tables.load_datamover()
             self.port = ControlPort(self.tables, inline=False)
-            self.movers = Movers(self.port, MOVERS_BYTES_MAX, self._client_mover_bytes)
-            self.rnics = Rnics(self.port, RNICS_BYTES_MAX)
+            self.movers = Movers(self.port, MOVERS_BYTES_MAX, self._client_connection_bytes)
+            self.rnics = Rnics(self.port, RNICS_BYTES_MAX, self._client_connection_bytes)
             self.port.start()
             self._started.lock_complaint = self.tables.lock_memory()
             info = self.tables.layout.rows(self.tables.accounts.array, "info", ENGINE_INFO)[0]

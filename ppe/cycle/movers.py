@@ -1,16 +1,15 @@
-"""Memory of datamover endpoints: made by the control plane for one connection after its login, the
-engine's until the endpoint is over, then used for the next one of the same size.
-"""
+"""Datamover endpoints as the control plane makes them: for one connection, after its login."""
 
 import secrets
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iscsi.wire.lun import LUN
 from iscsi.wire.mover_spec import INITIATOR, UNITS_MAX, MoverSpec
-from ppe.cycle.control_port import ControlPort, EngineSilent
+from ppe.cycle.blocks import Blocks
+from ppe.cycle.control_port import ControlPort
 from ppe.cycle.services.mover_records import (
     INITIATOR_ROLE,
     MOVER,
@@ -21,15 +20,12 @@ from ppe.cycle.services.mover_records import (
 )
 from shm.atomics import load_acquire
 from shm.jit import entry
-from shm.view import address_of
-
-LINE: Final = 64
-KEPT_MAX: Final = 64  # blocks of connections that are over, kept for the next ones
+from shm.view import address_of, window
 
 
-@entry("int64(intp)")
-def _state_of(mover: int) -> int:
-    return load_acquire(mover + MOVER_STATE)
+@entry("boolean(intp)")
+def _is_over(mover: int) -> bool:
+    return load_acquire(mover + MOVER_STATE) == MOVER_OVER
 
 
 class Movers:
@@ -38,11 +34,9 @@ class Movers:
     """
 
     def __init__(self, port: ControlPort, limit: int, client_limit: int) -> None:
-        self._port, self._limit, self._client_limit = port, limit, client_limit
-        self._used: list[tuple[int, NDArray[Any]]] = []  # with its client
-        self._kept: list[NDArray[Any]] = []
+        self._port = port
+        self._blocks = Blocks("connections of datamovers", _is_over, limit, client_limit)
         self._tables: dict[tuple[int, int], NDArray[Any]] = {}
-        self.bytes = 0
 
     def enable(
         self,
@@ -63,33 +57,21 @@ class Movers:
         """
         if words < 0 or (home[1] + words) % 8 or words > home[2] - MOVER_WORDS.itemsize:
             raise ValueError(f"the words at {words} do not lie in {home[2]} bytes")
-        self._sweep()
         luns = self._luns_of(channel, table, spec)
         if spec.iser is None:
             self._port.tables.load_datamover()
         else:
             self._port.tables.load_iser()
-        memory = self._take(client, MOVER.itemsize + spec.size + LINE)
-        start = address_of(memory) + -address_of(memory) % LINE
-        offset = start - address_of(memory)
-        mover = memory[offset : offset + MOVER.itemsize].view(MOVER)[0]
-        mover["role"] = INITIATOR_ROLE if spec.role == INITIATOR else TARGET_ROLE
-        mover["conn"], mover["words"] = start + MOVER.itemsize, words
-        mover["told"] = spec.window_word
-        if spec.iser is not None:
-            mover["iser"] = start + MOVER.itemsize + spec.iser_offset
-            mover["skew"] = secrets.randbits(44) << 12
-        try:
+        with self._blocks.block(client, MOVER.itemsize + spec.size) as start:
+            mover = window(start, 1, MOVER)[0]
+            mover["role"] = INITIATOR_ROLE if spec.role == INITIATOR else TARGET_ROLE
+            mover["conn"], mover["words"] = start + MOVER.itemsize, words
+            mover["told"] = spec.window_word
+            if spec.iser is not None:
+                mover["iser"] = start + MOVER.itemsize + spec.iser_offset
+                mover["skew"] = secrets.randbits(44) << 12
             spec.build(start + MOVER.itemsize, luns)
             self._port.enable_mover(channel, endpoint, start, home, pool, table)
-        except EngineSilent:
-            # It may still take over, and then it touches this memory.
-            self._used.append((client, memory))
-            raise
-        except BaseException:
-            self._give(memory)
-            raise
-        self._used.append((client, memory))
 
     def make_table(self, channel: int, count: int) -> int:
         """A table of `count` units that the engine serves itself: its id. Raises OSError."""
@@ -102,6 +84,11 @@ class Movers:
         self._tables[channel, table] = luns
         return table
 
+    @property
+    def bytes(self) -> int:
+        """What the blocks take of the engine's memory, those kept for later among them."""
+        return self._blocks.bytes
+
     def forget(self, channel: int) -> None:
         """A channel is gone, and all its endpoints with it."""
         for key in [key for key in self._tables if key[0] == channel]:
@@ -113,47 +100,3 @@ class Movers:
         if (0 if luns is None else len(luns)) != spec.units:
             raise ValueError(f"{spec.units} units, but table {table} has another number")
         return 0 if luns is None else address_of(luns)
-
-    def _take(self, client: int, size: int) -> NDArray[Any]:
-        self._check(client, size)
-        for place, memory in enumerate(self._kept):
-            if memory.nbytes == size:
-                del self._kept[place]
-                memory[:] = 0
-                return memory
-        while self.bytes + size > self._limit:  # What is kept stands in nobody's way.
-            self.bytes -= self._kept.pop(0).nbytes
-        self.bytes += size
-        return np.zeros(size, np.uint8)
-
-    def _check(self, client: int, size: int) -> None:
-        """Raise MemoryError if `size` bytes more in use were too many."""
-        if sum(memory.nbytes for _, memory in self._used) + size > self._limit:
-            raise MemoryError(
-                f"connections of datamovers would take more than {self._limit >> 20} MiB"
-            )
-        mine = sum(memory.nbytes for owner, memory in self._used if owner == client)
-        if mine + size > self._client_limit:
-            raise MemoryError(
-                f"a client's connections of datamovers may take {self._client_limit >> 20} MiB of "
-                f"the engine's memory, this one's take {mine / (1 << 20):.1f} and want "
-                f"{size / (1 << 20):.1f} more: close some, or start the engine with "
-                "--limit-client-mover-bytes"
-            )
-
-    def _give(self, memory: NDArray[Any]) -> None:
-        if len(self._kept) < KEPT_MAX:
-            self._kept.append(memory)
-        else:
-            self.bytes -= memory.nbytes
-
-    def _sweep(self) -> None:
-        """Take back what belonged to endpoints that are over."""
-        running = []
-        for client, memory in self._used:
-            start = address_of(memory) + -address_of(memory) % LINE
-            if _state_of(start) == MOVER_OVER:
-                self._give(memory)
-            else:
-                running.append((client, memory))
-        self._used = running

@@ -44,7 +44,7 @@ DIGEST = asdict(
 
 def test_one_client_has_its_share_of_the_engines_memory_and_no_more(tmp_path):
     with (
-        RunningEngine(tmp_path, "--limit-client-mover-bytes", "4M") as engine,
+        RunningEngine(tmp_path, "--limit-client-connection-bytes", "4M") as engine,
         environment_of(engine),
         MoverClient(engine) as greedy,
         MoverClient(engine) as other,
@@ -59,7 +59,7 @@ def test_one_client_has_its_share_of_the_engines_memory_and_no_more(tmp_path):
             held.append(endpoint)
             assert len(held) < 100, "nothing was refused"
         assert "a client's connections of datamovers may take 4 MiB" in answer["error"]
-        assert "--limit-client-mover-bytes" in answer["error"]
+        assert "--limit-client-connection-bytes" in answer["error"]
         assert held, "not one connection fits"
         for _ in held:
             other.mover(**large)

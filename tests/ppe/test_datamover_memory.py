@@ -104,7 +104,7 @@ def test_what_is_kept_for_the_next_connection_makes_room_for_one_of_another_size
 
 def test_one_client_cannot_take_the_memory_of_the_others(port):
     movers = Movers(port, 64 * MIB, 2 * MIB)
-    enable_until_refused(movers, CLIENT, "2 MiB .* --limit-client-mover-bytes")
+    enable_until_refused(movers, CLIENT, "2 MiB .* --limit-client-connection-bytes")
     count = len(port.movers)
     enable_until_refused(movers, CLIENT + 1, "2 MiB")
     assert len(port.movers) == 2 * count, "the other has as much"
