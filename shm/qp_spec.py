@@ -14,7 +14,13 @@ READS_MAX: Final = 255  # IRD and ORD: what rdma_cm's fields can say
 MULPDU_MIN: Final = 128
 MULPDU_MAX: Final = 65535  # what a ULPDU_Length can say; markers leave less
 MULPDU: Final = (32 << 10) + 18  # 32 KiB of payload behind either header
-RTR_KINDS: Final = (0, 1, 2, 4)  # none, a Send, a Write, a Read of no bytes (RFC 6581)
+# How the active side says "ready to receive" in peer-to-peer mode: by a message of no bytes
+# (RFC 6581 §9). MPA's start-up offers several of them.
+RTR_NONE: Final = 0
+RTR_SEND: Final = 1
+RTR_WRITE: Final = 2
+RTR_READ: Final = 4
+RTR_KINDS: Final = (RTR_NONE, RTR_SEND, RTR_WRITE, RTR_READ)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from typing import Final
 from shm.atomics import fence, load_acquire, load_acquire_32, load_relaxed, store_relaxed
 from shm.channel import SOLICITED, UNSOLICITED
 from shm.jit import nopython
-from shm.libc import EAGAIN, EINTR, futex_wait, monotonic_ns
 from shm.records import (
     NEVER,
     STATE_RUNNING,
@@ -25,7 +24,7 @@ from shm.records import (
     waker_at,
 )
 from shm.ring import is_published, publish_head, slot_of
-from shm.wait import DEADLINE, PEER, SIGNAL, THRESHOLD, TICK, disarm, wake
+from shm.wait import PEER, THRESHOLD, disarm, sleep_armed, wake
 
 SOLICITED_ONLY: Final = 1 << 62  # beyond every position, and not NEVER
 
@@ -81,18 +80,8 @@ def wait_solicited(consumer: int, waiter: int, deadline_ns: int, tick_at_ns: int
         if load_acquire(mine["state"]) != STATE_RUNNING:
             reason = PEER
             break
-        now = monotonic_ns()
-        if now >= deadline_ns:
-            reason = DEADLINE
-            break
-        if now >= tick_at_ns:
-            reason = TICK
-            break
-        outcome = futex_wait(mine["wake_seq"], seen, min(deadline_ns, tick_at_ns))
-        if outcome != -EAGAIN:
-            mine["sleeps"] += 1
-        if outcome == -EINTR:
-            reason = SIGNAL
+        reason = sleep_armed(waiter, seen, deadline_ns, tick_at_ns)
+        if reason != 0:
             break
     disarm(waiter)
     return reason

@@ -157,6 +157,23 @@ def wait_n(
 
 
 @nopython
+def sleep_armed(waiter: int, seen: int, deadline_ns: int, tick_at_ns: int) -> int:
+    """Sleep, armed, until the futex word is not `seen` any more. A reason to end the wait, or 0: it
+    is to be looked at what there is.
+    """
+    mine = waiter_at(waiter)[0]
+    now = monotonic_ns()
+    if now >= deadline_ns:
+        return DEADLINE
+    if now >= tick_at_ns:
+        return TICK
+    outcome = futex_wait(mine["wake_seq"], seen, min(deadline_ns, tick_at_ns))
+    if outcome != -EAGAIN:
+        mine["sleeps"] += 1
+    return SIGNAL if outcome == -EINTR else 0
+
+
+@nopython
 def _arm_all(watched: int, count: int) -> int:
     """Arm every ring at one entry. Return a reason not to sleep, or 0."""
     for place in range(count):
@@ -186,18 +203,8 @@ def wait_any(watched: int, count: int, deadline_ns: int, tick_at_ns: int) -> int
         reason = _arm_all(watched, count)
         if reason != 0:
             break
-        now = monotonic_ns()
-        if now >= deadline_ns:
-            reason = DEADLINE
-            break
-        if now >= tick_at_ns:
-            reason = TICK
-            break
-        outcome = futex_wait(first["wake_seq"], seen, min(deadline_ns, tick_at_ns))
-        if outcome != -EAGAIN:
-            first["sleeps"] += 1
-        if outcome == -EINTR:
-            reason = SIGNAL
+        reason = sleep_armed(watched_at(watched)[0]["waiter"], seen, deadline_ns, tick_at_ns)
+        if reason != 0:
             break
     for place in range(count):
         disarm(watched_at(watched + place * WATCHED_SIZE)[0]["waiter"])

@@ -8,6 +8,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from shm.qp_spec import RTR_NONE, RTR_READ, RTR_SEND, RTR_WRITE
+
 REQUEST_KEY: Final = b"MPA ID Req Frame"
 REPLY_KEY: Final = b"MPA ID Rep Frame"
 HEADER_LENGTH: Final = 20
@@ -41,10 +43,10 @@ _DEPTHS: Final = struct.Struct(">HH")
 class Rtr(enum.IntFlag):
     """How the active side says "ready to receive" in peer-to-peer mode: a message of no bytes."""
 
-    NONE = 0
-    SEND = 1
-    WRITE = 2
-    READ = 4
+    NONE = RTR_NONE
+    SEND = RTR_SEND
+    WRITE = RTR_WRITE
+    READ = RTR_READ
 
 
 # What a passive side picks first: a Write costs it neither a receive nor an answer.

@@ -80,9 +80,11 @@ def _has_room(qp: int) -> bool:
 
 
 @nopython
-def _refusal(qp: int, opcode: int) -> int:
+def _refusal(qp: int, opcode: int, send_flags: int) -> int:
     """0, or why this work request could never be done: -EINVAL, -EOPNOTSUPP."""
     mine = qp_at(qp)[0]
+    if send_flags & SEND_INLINE != 0:
+        return EOPNOTSUPP  # A slot has no room for data; ours is in shared memory anyway.
     if mine["state"] in (RESET, INIT, CLOSING):
         return EINVAL
     needs_extensions = opcode in (
@@ -96,6 +98,26 @@ def _refusal(qp: int, opcode: int) -> int:
     if needs_extensions and mine["extensions"] == 0:
         return EOPNOTSUPP
     return 0
+
+
+@nopython
+def _claim(qp: int, opcode: int, send_flags: int, slots: int) -> int:
+    """1: there are `slots` slots for this work request; 0: there are not; -EINVAL, -EOPNOTSUPP."""
+    refused = _refusal(qp, opcode, send_flags)
+    if refused != 0:
+        return refused
+    channel = context_at(qp_at(qp)[0]["context"])[0]["channel"]
+    return 1 if _has_room(qp) and prepare(channel, slots) else 0
+
+
+@nopython
+def _submit(qp: int, slots: int) -> int:
+    """Hand the work request over, and count it. 1: it is posted."""
+    mine = qp_at(qp)[0]
+    submit(context_at(mine["context"])[0]["channel"], slots)
+    mine["sq_posted"] += 1
+    cq_at(mine["send_cq"])[0]["posted"] += 1
+    return 1
 
 
 @nopython
@@ -136,17 +158,12 @@ def post_send_list(
     peer (or a local invalidate) is to invalidate. 1, 0, -EINVAL, -EOPNOTSUPP.
     """
     mine = qp_at(qp)[0]
-    refused = _refusal(qp, opcode)
-    if refused != 0:
-        return refused
-    if send_flags & SEND_INLINE != 0:
-        return EOPNOTSUPP  # A slot has no room for data; ours is in shared memory anyway.
     if count < 0 or count > SGES_MAX:
         return EINVAL
     slots = slots_for(count)
-    channel = context_at(mine["context"])[0]["channel"]
-    if not _has_room(qp) or not prepare(channel, slots):
-        return 0
+    claimed = _claim(qp, opcode, send_flags, slots)
+    if claimed <= 0:
+        return claimed
     flags = 0 if send_flags & SEND_SIGNALED != 0 else UNSIGNALLED
     slot = _fill_wr(
         mine["context"], mine["endpoint"], ring_opcode(opcode), flags, wr_id, sges, count
@@ -155,10 +172,7 @@ def post_send_list(
     entry["arg0"] = remote_addr
     entry["arg1"] = (rkey & MASK_32) | (send_flags << FLAGS_SHIFT) | (count << COUNT_SHIFT)
     entry["arg2"] = imm
-    submit(channel, slots)
-    mine["sq_posted"] += 1
-    cq_at(mine["send_cq"])[0]["posted"] += 1
-    return 1
+    return _submit(qp, slots)
 
 
 @nopython
@@ -176,12 +190,10 @@ def post_send(
 ) -> int:
     """`post_send_list` with one SGE, or none if `length` is 0."""
     mine = qp_at(qp)[0]
-    refused = _refusal(qp, opcode)
-    if refused != 0:
-        return refused
+    claimed = _claim(qp, opcode, send_flags, 1)
+    if claimed <= 0:
+        return claimed
     channel = context_at(mine["context"])[0]["channel"]
-    if not _has_room(qp) or not prepare(channel, 1):
-        return 0
     flags = 0 if send_flags & SEND_SIGNALED != 0 else UNSIGNALLED
     slot = fill(channel, ring_opcode(opcode), flags, mine["endpoint"], wr_id, lkey, address, length)
     count = 1 if length > 0 else 0
@@ -189,10 +201,7 @@ def post_send(
     entry["arg0"] = remote_addr
     entry["arg1"] = (rkey & MASK_32) | (send_flags << FLAGS_SHIFT) | (count << COUNT_SHIFT)
     entry["arg2"] = imm
-    submit(channel, 1)
-    mine["sq_posted"] += 1
-    cq_at(mine["send_cq"])[0]["posted"] += 1
-    return 1
+    return _submit(qp, 1)
 
 
 @nopython
@@ -210,12 +219,10 @@ def post_atomic(
 ) -> int:
     """Post an atomic on 8 bytes; what was there comes to `address`. 1, 0, -EINVAL, -EOPNOTSUPP."""
     mine = qp_at(qp)[0]
-    refused = _refusal(qp, opcode)
-    if refused != 0:
-        return refused
+    claimed = _claim(qp, opcode, send_flags, 2)
+    if claimed <= 0:
+        return claimed
     channel = context_at(mine["context"])[0]["channel"]
-    if not _has_room(qp) or not prepare(channel, 2):
-        return 0
     flags = 0 if send_flags & SEND_SIGNALED != 0 else UNSIGNALLED
     slot = fill(channel, ring_opcode(opcode), flags, mine["endpoint"], wr_id, lkey, address, 8)
     entry = wqe_at(slot)[0]
@@ -224,10 +231,7 @@ def post_atomic(
     more = claim(channel + H_PRODUCER, 1) + MORE_WORDS
     store_64(more, compare_add)
     store_64(more + 8, swap)
-    submit(channel, 2)
-    mine["sq_posted"] += 1
-    cq_at(mine["send_cq"])[0]["posted"] += 1
-    return 1
+    return _submit(qp, 2)
 
 
 @nopython

@@ -142,6 +142,14 @@ def free_endpoint(engine: int, index: int) -> None:
 
 
 @nopython
+def is_idle(engine: int, index: int) -> bool:
+    """Whether nothing is posted on a stream and its end was not asked for: it may change hands."""
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    is_used = endpoint["receive_first"] != NONE or endpoint["send_first"] != NONE
+    return bool(not is_used and endpoint["shut"] == NONE)
+
+
+@nopython
 def push_receive(engine: int, index: int, operation: int) -> None:
     """Append an operation to the receive queue."""
     endpoint = endpoint_at(endpoint_of(engine, index))[0]

@@ -1,6 +1,6 @@
 """Queue pairs and shared receive queues as the control plane makes them."""
 
-from typing import Any, Final
+from typing import Any
 
 from ppe.cycle.blocks import Blocks
 from ppe.cycle.control_port import ControlPort
@@ -11,10 +11,6 @@ from shm.jit import entry
 from shm.qp_spec import DEPTH_MAX, QpSpec
 from shm.verbs import ORDER_DOMAIN, ORDER_ENABLE, ORDER_SRQ
 from shm.view import window
-
-# How `host.verbs.mpa.Rtr` and the provider count the ways of saying ready: none, by a Send, by a
-# Write, by a Read.
-_RTR: Final = {0: 0, 1: 3, 2: 1, 4: 2}
 
 
 @entry("boolean(intp)")
@@ -70,7 +66,7 @@ class Rnics:
             markers_rx=spec.markers_rx,
             markers_tx=spec.markers_tx,
             extensions=spec.extensions,
-            rtr=_RTR[spec.rtr],
+            rtr=spec.rtr,
             ird=spec.ird,
             ord=spec.ord,
             mulpdu=spec.mulpdu,

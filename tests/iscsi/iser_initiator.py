@@ -18,7 +18,6 @@ from shm.verbs_numbers import (
     WR_SEND,
 )
 from shm.view import address_of
-from tests.iscsi.iser_target import _RTR
 from tests.iscsi.wire.iser.fabric import Work
 from tests.iscsi.wire.iser.over_iwarp import IwarpQueuePair
 from tests.iscsi.wire.iser.pair import LENGTHS, IserInitiator
@@ -63,7 +62,7 @@ class SocketInitiator(threading.Thread):
         spec = QpSpec(
             active=True,
             crc=startup.crc,
-            rtr=_RTR[startup.rtr],
+            rtr=int(startup.rtr),
             ird=startup.ird,
             ord=startup.ord,
             sq_depth=256,

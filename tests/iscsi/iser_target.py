@@ -35,7 +35,6 @@ NAME = "iqn.2026-01.org.example:iser"
 LOGIN_RECEIVE = 28 + 48 + 8192
 WINDOW = 32
 LOGIN_TOKEN = -1  # of a Send that no half knows
-_RTR = {mpa.Rtr.NONE: 0, mpa.Rtr.SEND: 3, mpa.Rtr.WRITE: 1, mpa.Rtr.READ: 2}
 
 
 class SocketTarget(threading.Thread):
@@ -112,7 +111,7 @@ class SocketTarget(threading.Thread):
         spec = QpSpec(
             active=False,
             crc=startup.crc,
-            rtr=_RTR[startup.rtr],
+            rtr=int(startup.rtr),
             ird=startup.ird,
             ord=startup.ord,
             sq_depth=256,

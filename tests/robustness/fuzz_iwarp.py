@@ -9,8 +9,8 @@ import random
 import sys
 
 from ppe.cycle.rnic.iwarp.core import CODE_MASK, ERROR, RTS, TERMINATE, TERMINATED
-from ppe.cycle.rnic.iwarp.records import RTR_READ, RTR_SEND
 from ppe.cycle.rnic.records import rq_at
+from shm.qp_spec import RTR_READ, RTR_SEND
 from shm.verbs_numbers import (
     SEND_FENCE,
     SEND_SIGNALED,

@@ -161,7 +161,7 @@ MUTATIONS = {
     ),
     "wait_any takes a signal for the threshold": (
         "two-rings-spurious",
-        [replace(WAIT, "wait_any", "SIGNAL", "THRESHOLD")],
+        [replace(WAIT, "sleep_armed", "SIGNAL", "THRESHOLD")],
     ),
     "wake leaves the futex word": ("wait-1", [drop(WAIT, "wake", "fetch_add_32(")]),
     "close leaves the futex word": ("close", [drop(WAIT, "wake", "fetch_add_32(")]),

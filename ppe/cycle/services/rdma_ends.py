@@ -2,6 +2,7 @@
 either side, or because its connection broke. Every work request has its completion then.
 """
 
+import errno
 from typing import Final
 
 from ppe.cycle.endpoints import endpoint_id, endpoint_of
@@ -31,7 +32,7 @@ from shm.verbs import (
 )
 from shm.verbs_numbers import WC_WR_FLUSH_ERR
 
-EPROTO: Final = -71
+EPROTO: Final = -errno.EPROTO
 # Terminates that say that the other side had no right, or asked for what cannot be: layer, type.
 _PROTECTION: Final = (0x01, 0x11)
 _OPERATION: Final = (0x02, 0x12)

@@ -134,12 +134,13 @@ def _send_once(engine: int, index: int) -> int:
         core.tx_take(qp, length)
         spans += 1
         wanted += length
+        length = core.next_span(qp)
         if spans == SPANS_MAX:
             break
-        length = core.next_span(qp)
     if spans == 0:
         return 0
-    put = tcp.transmit(engine, index, spans, spans == SPANS_MAX)
+    # "More follows" only when it does: the kernel would hold the end of this back for it.
+    put = tcp.transmit(engine, index, spans, length > 0)
     if put < 0 and put != EAGAIN:
         break_endpoint(engine, index, put)
         return 1

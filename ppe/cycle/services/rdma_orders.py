@@ -9,6 +9,7 @@ from ppe.cycle.endpoints import (
     endpoint_id,
     endpoint_of,
     find_endpoint,
+    is_idle,
     new_endpoint,
 )
 from ppe.cycle.records import (
@@ -96,8 +97,7 @@ def _enable(engine: int, wqe: int) -> int:
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
     if endpoint["state"] != CONNECTED:
         return ENOTCONN
-    is_used = endpoint["receive_first"] != NONE or endpoint["send_first"] != NONE
-    if endpoint["service"] != 0 or is_used or endpoint["shut"] != NONE:
+    if endpoint["service"] != 0 or not is_idle(engine, index):
         return EBUSY
     domain = _domain_of(engine, channel, entry["arg2"])
     if domain == NONE:

@@ -20,6 +20,7 @@ from ppe.cycle.endpoints import (
     find_endpoint,
     flush_endpoint,
     free_endpoint,
+    is_idle,
     new_endpoint,
     queue_receive,
 )
@@ -201,11 +202,10 @@ def _enable_mover(engine: int, wqe: int) -> int:
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
     if endpoint["state"] != CONNECTED:
         return ENOTCONN
-    is_used = endpoint["receive_first"] != NONE or endpoint["send_first"] != NONE
     # Over RDMA it is a queue pair already, which `start` looks at.
     is_rdma = mover_at(entry["arg0"])[0]["iser"] != 0
     is_other = endpoint["service"] != (engine_at(engine)[0]["rdma"] if is_rdma else 0)
-    if is_other or endpoint["mover"] != 0 or is_used or endpoint["shut"] != NONE:
+    if is_other or endpoint["mover"] != 0 or not is_idle(engine, index):
         return EBUSY
     client = row_at(channel_row_of(engine, channel))[0]["client"]
     home = resolve(engine, client, entry["region"], entry["offset"], entry["length"])
@@ -252,8 +252,7 @@ def _take_out(engine: int, channel: int, name: int) -> int:
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
     if endpoint["state"] != CONNECTED:
         return ENOTCONN
-    is_used = endpoint["receive_first"] != NONE or endpoint["send_first"] != NONE
-    if endpoint["service"] != 0 or is_used or endpoint["shut"] != NONE:
+    if endpoint["service"] != 0 or not is_idle(engine, index):
         return EBUSY
     descriptor = tcp.let_go(engine, index)
     free_endpoint(engine, index)

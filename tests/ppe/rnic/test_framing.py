@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ppe.cycle.rnic.iwarp.core import CLOSING, ERROR, TERMINATE, VIOLATION, QpSpec
-from ppe.cycle.rnic.iwarp.records import RTR_NONE, RTR_READ, RTR_SEND, RTR_WRITE
+from shm.qp_spec import RTR_NONE, RTR_READ, RTR_SEND, RTR_WRITE
 from shm.verbs_numbers import (
     SEND_SIGNALED,
     WC_SUCCESS,

@@ -3,7 +3,7 @@
 import pytest
 
 from ppe.cycle.rnic.iwarp.core import QpSpec
-from ppe.cycle.rnic.iwarp.records import RTR_READ, RTR_SEND, RTR_WRITE
+from shm.qp_spec import RTR_READ, RTR_SEND, RTR_WRITE
 from shm.verbs_numbers import (
     SEND_SIGNALED,
     SEND_SOLICITED,

@@ -17,7 +17,6 @@ from ppe.cycle.rnic.iwarp.placement import (
 )
 from ppe.cycle.rnic.iwarp.records import (
     IRQ_ENTRY_SIZE,
-    RTR_SEND,
     RX_MSN,
     SQ_PIECES,
     irq_entry_at,
@@ -75,6 +74,7 @@ from ppe.cycle.rnic.receive import NONE, entry_of, take_buffer
 from ppe.cycle.rnic.records import MR_VALID, mr_at, piece_at, rq_entry_at
 from shm.jit import nopython
 from shm.memory import load_32_be, load_64_be, store_64
+from shm.qp_spec import RTR_SEND
 from shm.verbs_numbers import (
     ACCESS_REMOTE_ATOMIC,
     ACCESS_REMOTE_READ,

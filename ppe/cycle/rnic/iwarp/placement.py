@@ -5,9 +5,6 @@ what is expected of the stream, and the payload's place is found. Nothing takes 
 from typing import Final
 
 from ppe.cycle.rnic.iwarp.records import (
-    RTR_READ,
-    RTR_SEND,
-    RTR_WRITE,
     RX_MSN,
     SQ_ENTRY_SIZE,
     SQ_PIECES,
@@ -71,6 +68,7 @@ from ppe.cycle.rnic.records import (
 )
 from shm.jit import nopython
 from shm.memory import load_8, load_32_be, load_64, load_64_be
+from shm.qp_spec import RTR_READ, RTR_SEND, RTR_WRITE
 from shm.verbs_numbers import ACCESS_REMOTE_WRITE, WR_RDMA_READ
 
 WORD: Final = 0xFFFFFFFF

@@ -182,12 +182,6 @@ VIOLATION: Final = 0x1_0000
 TERMINATED: Final = 0x2_0000
 CODE_MASK: Final = 0xFFFF
 
-# What the active side sends first (RFC 6581 §9), if anything.
-RTR_NONE: Final = 0
-RTR_WRITE: Final = 1
-RTR_READ: Final = 2
-RTR_SEND: Final = 3
-
 # Room of one FPDU: header and small payload, trailer behind it, markers.
 SMALL: Final = 128  # payload of no more bytes is copied: one span then is the whole FPDU
 HEADER_ROOM: Final = 80

@@ -10,8 +10,6 @@ from ppe.cycle.rnic.iwarp.records import (
     RELEASES_NOTHING,
     RELEASES_RESPONSE,
     RELEASES_WORK,
-    RTR_READ,
-    RTR_WRITE,
     SMALL,
     SOURCE_NONE,
     SQ_PIECES,
@@ -87,6 +85,7 @@ from shm.memory import (
     store_64,
     store_64_be,
 )
+from shm.qp_spec import RTR_READ, RTR_WRITE
 from shm.verbs_numbers import (
     SEND_SOLICITED,
     WR_ATOMIC_CMP_AND_SWP,

@@ -1,18 +1,14 @@
-"""What the core must know to run a queue pair in full operation, after the start-up of MPA: a
-QpSpec, as a message of plain values between host and control plane. `from_message` trusts nothing.
+"""What the core must know to run a queue pair in full operation, after the start-up of MPA, and the
+block of memory that is made of it.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 from ppe.cycle.rnic.iwarp.records import (
     IRQ_ENTRY,
     MARKERS_OFFSET,
     QP,
-    RTR_NONE,
-    RTR_READ,
-    RTR_SEND,
     RTS,
     RX_ROOM,
     SQ_ENTRY,
@@ -29,6 +25,7 @@ from ppe.cycle.rnic.iwarp.wire import (
 )
 from ppe.cycle.rnic.records import SGES_MAX
 from shm.crc32c import ONES
+from shm.qp_spec import RTR_KINDS, RTR_NONE, RTR_READ
 
 MULPDU_MIN: Final = 128  # RFC 5041 §5.1: the LLP offers at least so much
 # A payload of 32 KiB in a segment of either kind.
@@ -59,28 +56,12 @@ class QpSpec:
     sges_max: int = SGES_MAX
     inline_size: int = 64
 
-    def to_message(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_message(cls, message: Mapping[str, Any]) -> "QpSpec":
-        """Raises ValueError for anything that cannot be."""
-        default = cls()
-        if not isinstance(message, Mapping) or set(message) != {each.name for each in fields(cls)}:
-            raise ValueError("QpSpec is incomplete or has unknown fields")
-        for name, given in message.items():
-            if type(given) is not type(getattr(default, name)):
-                raise ValueError(f"QpSpec.{name} is {given!r}, which is of another type")
-        spec = cls(**message)
-        spec.check()
-        return spec
-
     def check(self) -> None:
         """Raise ValueError for what would be too large or nonsense."""
         top = ULPDU_MAX_WITH_MARKERS if self.markers_tx else ULPDU_MAX
         _range("mulpdu", self.mulpdu, MULPDU_MIN, top)
-        _range("rtr", self.rtr, RTR_NONE, RTR_SEND)
+        if self.rtr not in RTR_KINDS:
+            raise ValueError(f"RTR {self.rtr} is none of {RTR_KINDS}")
         _range("ird", self.ird, 0, REQUESTS_MAX)
         _range("ord", self.ord, 0, REQUESTS_MAX)
         _range("sq_depth", self.sq_depth, 1, DEPTH_MAX)

@@ -13,19 +13,11 @@ from dataclasses import replace
 import host
 from host.verbs import ConnParam, Device, QpCap, RecvWr, SendWr, mpa
 from ppe.cycle.rnic.iwarp.core import QpSpec
-from ppe.cycle.rnic.iwarp.records import RTR_NONE, RTR_READ, RTR_SEND, RTR_WRITE
 from tests.ppe.rnic.joined import ALL, QueuePair, Rnic
 
 RUN_S = 30
 SIZE = 256 << 10
 DEPTHS = {"ird": 4, "ord": 4}
-# What the core calls the ways of saying ready to receive.
-RTRS = {
-    mpa.Rtr.NONE: RTR_NONE,
-    mpa.Rtr.WRITE: RTR_WRITE,
-    mpa.Rtr.READ: RTR_READ,
-    mpa.Rtr.SEND: RTR_SEND,
-}
 PEER = "tests.ppe.rnic.verbs.on_device.peer"
 
 
@@ -79,7 +71,7 @@ class Core(Side):
             markers_tx=startup.markers_tx,
             ird=startup.ird,
             ord=startup.ord,
-            rtr=RTRS[startup.rtr],
+            rtr=int(startup.rtr),
             **spec,
         )
         self.qp = QueuePair(self.rnic, made)
