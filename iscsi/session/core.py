@@ -194,7 +194,7 @@ class SessionCore(procedures.Procedures):
             self._new_login(),
             tasks=depth + SPARE_TASKS,
             sends=sends_of(depth),
-            seconds=self.timeouts.login_s,
+            seconds=self.login_limit_s,
         )
         self.endpoint = made.endpoint
         return LoggedIn(made.endpoint, portal, result, 0, made)
