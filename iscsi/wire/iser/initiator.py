@@ -107,6 +107,8 @@ MADE: Final = 0  # or nothing was to be made
 NEEDS_TAG: Final = 1
 STUCK: Final = 2  # the peer has no receive for it
 
+feed = work.make_feed(rx_bytes, rx_placed)
+
 
 @nopython
 def on_post(iser: int, post: int, home: int, home_size: int, handle: int) -> int:
@@ -426,15 +428,6 @@ def _is_open(address: int) -> bool:
     if task["kind"] != KIND_SCSI:
         return False
     return bool(task["state"] == STATE_ACTIVE or task["state"] == STATE_CANCELLED)
-
-
-@nopython
-def feed(conn: int, header: int, size: int) -> int:
-    """Give a PDU to the protocol as if it came as bytes; its padding may come from anywhere."""
-    outcome = rx_bytes(conn, header, size)
-    if outcome == 0 and size & 3:
-        outcome = rx_placed(conn, port_at(conn)[0]["want_length"])
-    return outcome
 
 
 @nopython

@@ -113,6 +113,8 @@ LOGIN_LENGTH: Final = 8192  # of a login PDU's data
 ROOM: Final = 2  # entries of the ring: a command's data, and its Response behind that
 SENSE_MASK: Final = 0xFFFF << SENSE_LENGTH_SHIFT
 
+feed = work.make_feed(rx_bytes, rx_placed)
+
 
 @nopython
 def on_post(iser: int, post: int, home: int, home_size: int, handle: int) -> int:
@@ -389,15 +391,6 @@ def _hello(iser: int, message: int, length: int) -> int:
     mine["depth"] = max(1, min(mine["depth"], load_16_be(message + OFFSET_DEPTH)))
     mine["hello"] = HELLO_REPLY_DUE
     return 0
-
-
-@nopython
-def feed(conn: int, header: int, size: int) -> int:
-    """Give a PDU to the protocol as if it came as bytes; its padding may come from anywhere."""
-    outcome = rx_bytes(conn, header, size)
-    if outcome == 0 and size & 3:
-        outcome = rx_placed(conn, port_at(conn)[0]["want_length"])
-    return outcome
 
 
 @nopython

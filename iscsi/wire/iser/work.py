@@ -4,7 +4,8 @@ lkey of 0 says that the address was checked; whoever needs a key puts it in.
 """
 
 import errno
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from iscsi.wire import tx
 from iscsi.wire.bhs import BHS_LENGTH
@@ -245,3 +246,17 @@ def failure(status: int) -> int:
 
 
 assert KIND_READ > KIND_WRITE > KIND_HELLO
+
+
+def make_feed(rx_bytes: Any, rx_placed: Any) -> Callable[[int, int, int], int]:
+    """Make one role's way of taking a whole PDU, from its nopython functions for bytes."""
+
+    @nopython
+    def feed(conn: int, header: int, size: int) -> int:
+        # As if it came as bytes; its padding may come from anywhere.
+        outcome = rx_bytes(conn, header, size)
+        if outcome == 0 and size & 3:
+            outcome = rx_placed(conn, port_at(conn)[0]["want_length"])
+        return outcome  # type: ignore[no-any-return]
+
+    return feed
