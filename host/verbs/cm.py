@@ -211,6 +211,7 @@ class Listener:
         self.address = (host, self.port)
         self.refused: deque[Exception] = deque(maxlen=64)  # why peers were dropped
         self._greetings: set[_Greeting] = set()
+        self._to_close: deque[int] = deque()  # dropped, but the ring had no room to say so
         self._requests: deque[ConnectRequest] = deque()
         self._accepts: set[int] = set()
         self._closed = False
@@ -285,12 +286,21 @@ class Listener:
         if greeting.is_closing:
             return
         greeting.is_closing = True
-        own = self.provider.new_id()
-        if self._channel.post_close(greeting.endpoint, own):
+        self._to_close.append(greeting.endpoint)
+        self._post_closes()
+
+    def _post_closes(self) -> None:
+        """Close endpoints that are dropped, as far as the ring has room."""
+        while self._to_close:
+            own = self.provider.new_id()
+            if not self._channel.post_close(self._to_close[0], own):
+                return
+            self._to_close.popleft()
             self._device.on_completion(own, lambda _: None)
 
     def check_timers(self) -> None:
         """Drop whoever took too long; the device calls this when it makes progress."""
+        self._post_closes()
         now = monotonic()
         for greeting in list(self._greetings):
             try:
@@ -325,6 +335,8 @@ class Listener:
         self._channel.close_endpoint(self.endpoint)
         for greeting in list(self._greetings):
             self._close(greeting)
+        while self._to_close:  # Nobody comes back for them.
+            self._channel.close_endpoint(self._to_close.popleft())
         while self._requests:
             self._channel.close_endpoint(self._requests.popleft().endpoint)
         self._device.progress()

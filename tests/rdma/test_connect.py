@@ -209,6 +209,24 @@ def test_a_request_that_dribbles_is_read_to_its_end_and_one_that_stops_is_droppe
 
 
 @iwarp_only
+def test_a_peer_that_is_dropped_while_the_ring_is_full_is_closed_afterwards(sides, monkeypatch):
+    _, passive = sides
+    post_close, asked = passive.channel.post_close, []
+
+    def without_room(*arguments):
+        asked.append(arguments)
+        return len(asked) > 3 and post_close(*arguments)
+
+    with passive.device.listen() as listener, call(listener, passive) as peer:
+        with monkeypatch.context() as patch:
+            patch.setattr(passive.channel, "post_close", without_room)
+            peer.send(b"GET / HTTP/1.1\r\n\r\n")
+            refused_by(passive, listener)
+            assert passive.device.wait_until(lambda: len(asked) > 3, WAIT_S)
+        peer.await_end()
+
+
+@iwarp_only
 def test_somebody_who_only_knocks_leaves_nothing_behind(sides):
     _, passive = sides
     with passive.device.listen() as listener:
