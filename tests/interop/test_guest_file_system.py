@@ -48,7 +48,8 @@ rw=write
 bs=1M
 iodepth=2
 """
-# Without a file system: odd sizes and places, and commands beyond one burst.
+# Without a file system: odd sizes and places, and commands beyond one burst. Places overlap, and
+# SIMPLE commands that are under way together have no order, so fio has one wait for the other.
 FIO_RAW = """
 [global]
 filename=/dev/{disk}
@@ -64,6 +65,7 @@ rw=randwrite
 blockalign=512
 bs=7k
 iodepth=8
+serialize_overlap=1
 [beyond-a-burst]
 offset=16M
 size=16M
