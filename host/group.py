@@ -15,7 +15,7 @@ from host.channel import TICK_NS, Channel
 from host.completion import WaitResult
 from host.errors import EngineDied, NothingOutstanding
 from host.records import GROUP
-from shm.records import NEVER, WATCHED
+from shm.records import NEVER, STATE_DEAD, WATCHED
 from shm.view import address_of
 from shm.wait import PEER, REASON_NAMES, SIGNAL, TICK
 
@@ -74,15 +74,19 @@ class Group:
 
     def _found(self) -> int:
         """What `poll` would give, the ends of posts whose engine went away among it. Raises
-        EngineDied when nothing is left of one that did.
+        EngineDied when that leaves nothing.
         """
         if (found := self.ready) > 0:
             return found
-        dead = [channel for channel in self.channels if not channel.is_running]
-        for channel in dead:
+        if all(channel.is_running for channel in self.channels):
+            return 0
+        # They are of one process. Whoever noticed its end tells one channel after another, and
+        # the first one told has woken us.
+        for channel in self.channels:
+            channel.mark(STATE_DEAD)
             channel.progress()
-        if dead and not self.ready:
-            raise EngineDied("an engine of this group went away: connect again")
+        if not self.ready:
+            raise EngineDied("the process of this group's engines went away: connect again")
         return self.ready
 
     def poll(self) -> list[tuple[Channel, Any]]:

@@ -396,7 +396,7 @@ class PostingChannel:
         limit = min(limit, POLL_MAX)
         count = 0
         if not self._backlog:
-            count = doors.poll(self._at, self._out_at, limit)
+            count = self._poll_ring(limit)
             if count == 0 and not self.is_running and not self._flushed:
                 self._queue_flushed()
         while self._backlog and count < limit:
@@ -407,10 +407,19 @@ class PostingChannel:
         return self._out[:count]
 
     def _fetch(self, limit: int) -> list[Completion]:
-        count = doors.poll(self._at, self._out_at, limit)
+        count = self._poll_ring(limit)
         if count == 0:
             return [] if self.is_running or self._flushed else self._flush()
         return [completion_of(row) for row in self._out[:count].tolist()]
+
+    def _poll_ring(self, limit: int) -> int:
+        """Take entries into `_out`. None means none, also where the engine is found to be gone:
+        it may have published its last ones after the first look, so a second one follows.
+        """
+        count = doors.poll(self._at, self._out_at, limit)
+        if count == 0 and not self.is_running:
+            count = doors.poll(self._at, self._out_at, limit)
+        return count
 
     def _flush(self) -> list[Completion]:
         """The engine is gone: give every outstanding post its completion, FLUSHED."""

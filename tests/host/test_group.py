@@ -15,6 +15,7 @@ import ppe.cycle.services.datamover  # noqa: F401 - compiles while tests are col
 from host.errors import EngineDied, EngineRefused, NothingOutstanding
 from host.group import Group
 from shm.operations import CANCELLED, EVENT_DISCONNECTED, FLUSHED
+from shm.records import STATE_DEAD
 from tests.e2e.raw import RawClient, facts
 from tests.e2e.running import RunningEngine, environment_of, wait_until
 from tests.host.conftest import INLINE
@@ -275,3 +276,18 @@ def test_the_death_of_a_daemon_ends_the_sleep_for_all_its_engines(tmp_path):
         with pytest.raises(EngineDied):
             group.wait(timeout_s=PATIENCE_S)
         killer.join()
+
+
+def test_the_first_channel_that_is_told_of_the_end_ends_the_others(daemon):
+    with environment_of(daemon), host.connect(daemon.name) as handle:
+        first = handle.channel(engine=0)
+        second = handle.channel(engine=1, beside=first)
+        group = Group((first, second))
+        listener, _ = second.listen("127.0.0.1", 0)
+        assert second.post_accept(listener, 1)
+        first.mark(STATE_DEAD)  # As the handle's watcher does, one after another.
+        assert group.wait(timeout_s=PATIENCE_S).reason == "threshold"
+        ((where, done),) = group.poll()
+        assert (where, done.user_data, done.status) == (second, 1, FLUSHED)
+        with pytest.raises(EngineDied):
+            group.wait(timeout_s=PATIENCE_S)

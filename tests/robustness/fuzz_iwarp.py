@@ -10,7 +10,7 @@ import sys
 
 from ppe.cycle.rnic.iwarp.core import CODE_MASK, ERROR, RTS, TERMINATE, TERMINATED
 from ppe.cycle.rnic.records import rq_at
-from shm.qp_spec import RTR_READ, RTR_SEND
+from shm.qp_spec import RTR_NONE, RTR_READ, RTR_SEND, RTR_WRITE
 from shm.verbs_numbers import (
     SEND_FENCE,
     SEND_SIGNALED,
@@ -58,7 +58,7 @@ class IwarpFuzz:
             markers_rx=self.markers,
             markers_tx=draw.random() < 0.2,
             extensions=draw.random() < 0.8,
-            rtr=draw.choice((0, 0, 0, 1, 2, 3)),
+            rtr=draw.choice((RTR_NONE, RTR_NONE, RTR_NONE, RTR_SEND, RTR_WRITE, RTR_READ)),
             ird=draw.choice((1, 2, 16)),
             ord=draw.choice((1, 2, 16)),
             mulpdu=draw.choice((128, 1000, 32786)),
