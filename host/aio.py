@@ -31,7 +31,7 @@ class AsyncChannel:
         # Who waits, and the position of the event ring that is enough for each.
         self._waiting: dict[asyncio.Future[None], int] = {}
         # A copy: the loop knows readers by their number, and inline channels share one poller.
-        self._descriptor = os.dup(channel.watch_descriptor)
+        self._descriptor = os.dup(channel.watch_descriptor())
         self._closed = False
         os.set_blocking(self._descriptor, False)
         self._loop.add_reader(self._descriptor, self._on_ready)

@@ -123,7 +123,7 @@ class InlineHandle:
         number = self._numbers.pop()
         self._port.attach(number, rings, bell, CLIENT, os.getpid(), True)
         channel = Channel(self, self._arenas, segment.array, (work, events), bell, -1)
-        channel.run_inline(run.address, self._tables.address, self._tables.poller_descriptor)
+        channel.run_inline(run.address, self._tables.address, self._tables.watch_descriptor)
         self._channels[channel] = (number, segment, bell)
         return channel
 

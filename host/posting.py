@@ -8,6 +8,7 @@ compiled wait returns on signals and ten times a second.
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any, Final, Protocol, Self
 
@@ -117,7 +118,7 @@ class PostingChannel:
         self._next_own = _OWN
         self._closed = False
         self._flushed = False
-        self._poller_descriptor = -1
+        self._watch_engine: Callable[[], int] | None = None
         self._neighbour: PostingChannel | None = None
 
     def _map(self) -> None:
@@ -168,10 +169,12 @@ class PostingChannel:
         state = address_of(self._state)
         return state + H_CONSUMER, state + H_WAITER
 
-    def run_inline(self, run: int, engine: int, descriptor: int) -> None:
-        """Tie the channel to an engine in this thread: addresses of its cycle and its record."""
+    def run_inline(self, run: int, engine: int, watch: Callable[[], int]) -> None:
+        """Tie the channel to an engine in this thread: addresses of its cycle and its record.
+        `watch` gives its poller's descriptor and has it report everything from the next pass on.
+        """
         self._context[0]["run"], self._context[0]["engine"] = run, engine
-        self._poller_descriptor = descriptor
+        self._watch_engine = watch
 
     @property
     def is_inline(self) -> bool:
@@ -193,10 +196,13 @@ class PostingChannel:
         """How many entries were taken from the event ring."""
         return int(self._state[0]["consumer"]["position"])
 
-    @property
     def watch_descriptor(self) -> int:
         """What an event loop watches: readable when an armed wait is over or work has come."""
-        return self._poller_descriptor if self.is_inline else self.wake_descriptor
+        if self._watch_engine is None:
+            return self.wake_descriptor
+        descriptor = self._watch_engine()
+        doors.run_inline(self._at, 1)  # The next pass.
+        return descriptor
 
     @property
     def outstanding(self) -> int:

@@ -197,7 +197,7 @@ class AsyncSession(commands.Commands):
         if self._descriptor >= 0 or self.core.is_closed:
             return
         self._login.end()
-        self._descriptor = self.core.channel.watch_descriptor
+        self._descriptor = self.core.channel.watch_descriptor()
         os.set_blocking(self._descriptor, False)
         self._loop.add_reader(self._descriptor, self._on_ready)
         self._look_after()

@@ -7,9 +7,8 @@ costs one reading. What empty stages cost is sampled, one pass in SAMPLE_EVERY.
 import ctypes
 from typing import Final
 
-from ppe.cycle import libc
+from ppe.cycle import hot, libc
 from ppe.cycle.accounts import ENGINE_INFO, INDEX, STAGE_INDEX, STAGE_ROW, STAGE_SIZE, add
-from ppe.cycle.endpoints import ask_hot
 from ppe.cycle.readiness import poller
 from ppe.cycle.records import NONE, SLEEP, YIELD, engine_at
 from ppe.cycle.stages import control, events, receive, submissions, timers, transmit
@@ -78,11 +77,11 @@ def one_pass(engine: int) -> int:
     work = submissions.step(engine)
     mark = account(engine, SUBMISSIONS, work, mark, sampled)
     total += work
+    if mine["hot"] != NONE:
+        hot.ask(engine)
     work = readiness_stage.step(engine)
     mark = account(engine, READINESS, work, mark, sampled)
     total += work
-    if mine["hot"] != NONE:
-        ask_hot(engine)
     if mine["receive_head"] != mine["receive_tail"]:
         work = receive.step(engine)
         mark = account(engine, RECEIVE, work, mark, sampled)
@@ -126,6 +125,9 @@ def _show(engine: int) -> None:
 def sleep(engine: int, until_ns: int, inline: bool) -> int:
     """Park what is polled and sleep until something rings. Negative: `-errno`; 0: did not sleep."""
     mine = engine_at(engine)[0]
+    hot.cool(engine)
+    if mine["receive_head"] != mine["receive_tail"]:
+        return 0  # It has to be asked once more.
     # The inline host cannot post while it sleeps here, so its channel needs no parking.
     if not inline and not park_all(engine):
         return 0

@@ -16,7 +16,6 @@ from ppe.cycle.accounts import (
 )
 from ppe.cycle.operations import channel_row_of, finish, free_operation, operation_of
 from ppe.cycle.records import (
-    CONNECTED,
     ENDPOINT_SIZE,
     FREE,
     NONE,
@@ -28,7 +27,6 @@ from ppe.cycle.records import (
 from ppe.cycle.services.mover_records import END
 from shm.atomics import load_relaxed, store_relaxed
 from shm.call import call_address
-from shm.counters import count
 from shm.jit import nopython
 from shm.layout import offset
 from shm.memory import load_32, store_32, zero_bytes
@@ -104,6 +102,7 @@ def new_endpoint(engine: int, channel: int, descriptor: int, state: int) -> int:
     endpoint["descriptor"] = descriptor
     endpoint["readable"] = 0
     endpoint["writable"] = 0
+    endpoint["watched"] = 0
     for_queue = NONE
     endpoint["receive_first"] = for_queue
     endpoint["receive_last"] = for_queue
@@ -252,31 +251,6 @@ def queue_receive(engine: int, index: int) -> None:
         place = mine["receive_tail"] & (mine["endpoint_count"] - 1)
         store_32(mine["receive_ready"] + 4 * place, index)
         mine["receive_tail"] += 1
-
-
-@nopython
-def stay_hot(engine: int, index: int) -> None:
-    """The endpoint has received, and there is no more: ask it again soon, without its edge.
-
-    What comes next on a busy connection comes soon, and a receive call finds it sooner than the
-    poller's news does. One endpoint at a time, the latest, so that a pass stays short.
-    """
-    mine = engine_at(engine)[0]
-    mine["hot"] = index
-    mine["hot_until"] = mine["now"] + mine["hot_cycles"]
-
-
-@nopython
-def ask_hot(engine: int) -> None:
-    """Have the receive stage ask the endpoint that was busy a moment ago."""
-    mine = engine_at(engine)[0]
-    endpoint = endpoint_at(endpoint_of(engine, mine["hot"]))[0]
-    if mine["now"] > mine["hot_until"] or endpoint["state"] != CONNECTED:
-        mine["hot"] = NONE
-    elif endpoint["receive_first"] != NONE or endpoint["service"] != 0:
-        endpoint["readable"] = max(endpoint["readable"], 1)
-        queue_receive(engine, mine["hot"])
-        count(mine["counters"], _HOT_POLLS, 1)
 
 
 @nopython

@@ -76,6 +76,9 @@ ENGINE: Final = record(
     Field("hot", "<i8"),  # its index, or -1
     Field("hot_until", "<i8"),
     Field("hot_cycles", "<i8"),
+    Field("hot_streak", "<i8"),  # receives in a row that were its
+    Field("hot_passed_over", "<i8"),  # the last pass left it to its sending
+    Field("observed", "<i8"),  # somebody sleeps on the poller's descriptor: keep all watched
     Field("staging", "<i8"),  # where bytes are received whose place is not known yet
     Field("staging_size", "<i8"),
     Field("post", "<i8"),
@@ -105,6 +108,7 @@ ENDPOINT: Final = record(
     Field("descriptor", "<i8"),  # the TCP transport's; nobody else looks at it
     Field("readable", "<i8"),  # the transport may have bytes
     Field("writable", "<i8"),  # the transport may take bytes
+    Field("watched", "<i8"),  # the poller reports its edges
     Field("receive_queued", "<i8"),
     Field("transmit_queued", "<i8"),
     Field("receive_first", "<i8"),  # operations, oldest first; -1 for none

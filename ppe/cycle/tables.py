@@ -102,9 +102,11 @@ class EngineTables:
         """The ENGINE record, for compiled code."""
         return address_of(self.engine)
 
-    @property
-    def poller_descriptor(self) -> int:
-        """The poller's own descriptor: readable when it has news."""
+    def watch_descriptor(self) -> int:
+        """The poller's own descriptor, readable when it has news. From the next pass on it has
+        news of every endpoint.
+        """
+        self.engine[0]["observed"] = 1
         return self.poller.descriptor
 
     def _new(self, dtype: Any, count: int) -> NDArray[Any]:

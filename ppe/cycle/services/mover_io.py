@@ -16,8 +16,8 @@ from ppe.cycle.endpoints import (
     endpoint_of,
     queue_transmit,
     stats_of,
-    stay_hot,
 )
+from ppe.cycle.hot import stay_hot
 from ppe.cycle.records import (
     CALLS_PER_VISIT,
     CONNECTED,

@@ -9,7 +9,8 @@ from typing import Final
 
 from ppe.cycle import libc
 from ppe.cycle.accounts import E_BYTES_IN, E_BYTES_OUT, INDEX, add
-from ppe.cycle.endpoints import endpoint_of, queue_transmit, stats_of, stay_hot
+from ppe.cycle.endpoints import endpoint_of, queue_transmit, stats_of
+from ppe.cycle.hot import stay_hot
 from ppe.cycle.records import (
     CALLS_PER_VISIT,
     CONNECTED,

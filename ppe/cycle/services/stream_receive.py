@@ -14,8 +14,8 @@ from ppe.cycle.endpoints import (
     pop_receive,
     queue_receive,
     stats_of,
-    stay_hot,
 )
+from ppe.cycle.hot import stay_hot
 from ppe.cycle.operations import (
     operation_of,
 )

@@ -54,7 +54,8 @@ def dispatch(engine: int) -> int:
             if endpoint["state"] == FREE or endpoint["generation"] != tag_generation(tag):
                 continue
             if mask == 0:
-                tcp.watch(engine, index)
+                if endpoint["watched"] != 0:
+                    tcp.watch(engine, index)
             else:
                 stream.on_edge(engine, index, mask)
     if done > 0:

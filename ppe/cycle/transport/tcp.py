@@ -47,8 +47,18 @@ def open_for(address: int) -> int:
 def watch(engine: int, index: int) -> int:
     """Have the poller report this endpoint's edges. Return 0 or `-errno`."""
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    endpoint["watched"] = 1
     tag = make_tag(TAG_ENDPOINT, endpoint["generation"], index)
     return poller.add(engine, endpoint["descriptor"], READ | WRITE | HANGUP, tag)
+
+
+@nopython
+def unwatch(engine: int, index: int) -> None:
+    """Have the poller report nothing of it; an edge that is on its way may still come."""
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    endpoint["watched"] = 0
+    tag = make_tag(TAG_ENDPOINT, endpoint["generation"], index)
+    poller.remove(engine, endpoint["descriptor"], tag)
 
 
 @nopython
