@@ -17,14 +17,14 @@ from shm.counters import count
 from shm.jit import nopython
 
 _HOT_POLLS = INDEX["hot_polls"]
-# Receives in a row that one endpoint has emptied before it leaves the poller. Leaving and coming
+# Receives in a row that were one endpoint's before it leaves the poller. Leaving and coming
 # back are a system call each, and an edge is nearly one.
 UNWATCH_AFTER: Final = 16
 
 
 @nopython
 def stay_hot(engine: int, index: int) -> None:
-    """The endpoint has received, and there is no more: ask it again soon."""
+    """The endpoint has received: ask it again soon, when it is known to have no more."""
     mine = engine_at(engine)[0]
     if mine["hot"] != index:
         cool(engine)

@@ -70,9 +70,9 @@ def on_receive(engine: int, index: int) -> int:
             _end_of_stream(engine, index)
             return done
         _distribute(engine, index, got)
+        stay_hot(engine, index)
         if got < wanted and endpoint["readable"] != HUNG_UP:
             endpoint["readable"] = 0
-            stay_hot(engine, index)
     if endpoint["receive_first"] != NONE and endpoint["readable"] != 0:
         queue_receive(engine, index)
     return done
