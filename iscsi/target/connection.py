@@ -446,8 +446,7 @@ class Connection:
 
     def free(self) -> None:
         """Give all memory back. The endpoint's close has completed, and `jobs` is 0."""
-        self.nexus.detach()
-        self.nexus.tasks = None
+        self.nexus.end()
         self.drop_login()
         if self.protocol is not None:
             self.protocol.drop_buffers()

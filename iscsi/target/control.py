@@ -113,12 +113,12 @@ def attend(connection: Connection, around: Surroundings) -> bool:
 def _serve_command(
     connection: Connection, command: ColdCommand, around: Surroundings, *, is_fenced: bool = False
 ) -> None:
-    """`is_fenced`: nothing that an engine served by itself came before it and is under way."""
+    """`is_fenced`: what comes before it at engines and of lost sessions is over."""
     if connection.target is None:
         raise RemoteProtocolError("a SCSI command in a discovery session")
     assert connection.protocol is not None, "it gave us the command"
-    if not is_fenced and turns.is_ordered(command) and (unit := _engines_unit(connection, command)):
-        _serve_behind_engine(connection, command, unit, around)
+    if not is_fenced and (is_over := _what_comes_before(connection, command)):
+        _serve_behind(connection, command, is_over, around)
         return
     if turns.must_wait(connection, command):
         turns.wait(
@@ -175,23 +175,33 @@ def _serve_late(connection: Connection, command: ColdCommand, around: Surroundin
     around.look_at(connection)
 
 
-def _engines_unit(connection: Connection, command: ColdCommand) -> LogicalUnit | None:
-    """The unit of a command, if an engine serves others there by itself."""
+def _what_comes_before(connection: Connection, command: ColdCommand) -> Callable[[], bool] | None:
+    """Whether that is over which comes before a command at its unit, if there is any: for an
+    ORDERED one what an engine does there by itself, and for all the commands of a lost session that
+    had the unit to itself. What comes meanwhile is this process' to serve, and so waits its turn.
+    """
     assert connection.target is not None, "discovery sessions were sent away"
     unit = None if command.lun is None else connection.target.units.get(command.lun)
-    return unit if unit is not None and unit.is_served_by_engine else None
+    if unit is None:
+        return None
+    is_fenced = None
+    if turns.is_ordered(command) and unit.is_served_by_engine:
+        is_fenced = unit.fence()
+    elif not unit.reservations.is_being_left:
+        return None
+    return lambda: not unit.reservations.is_being_left and (is_fenced is None or is_fenced())
 
 
-def _serve_behind_engine(
-    connection: Connection, command: ColdCommand, unit: LogicalUnit, around: Surroundings
+def _serve_behind(
+    connection: Connection,
+    command: ColdCommand,
+    is_over: Callable[[], bool],
+    around: Surroundings,
 ) -> None:
-    """Serve an ORDERED command when what an engine does at its unit is over: some of that may have
-    come before it. What comes meanwhile is this process' to serve, and so waits its turn.
-    """
+    """Serve a command when what comes before it is over."""
     protocol = connection.protocol
     assert protocol is not None, "it gave us the command"
     protocol.pin(command)
-    is_over = unit.fence()
     deadline = time.monotonic() + turns.ORDER_WAIT_S
 
     def is_due() -> bool:

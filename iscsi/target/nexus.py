@@ -10,7 +10,7 @@ from iscsi.wire.lun import GATE_CLOSED, GATE_OPEN, GATE_READS_ONLY
 from iscsi.wire.sense import Asc
 
 if TYPE_CHECKING:
-    from iscsi.target.units import Target
+    from iscsi.target.units import LogicalUnit, Target
 
 _ISCSI_WITH_ISID: Final = 0x45  # format code 01b, protocol identifier 5h
 _NAME_ALIGNMENT: Final = 4
@@ -89,6 +89,7 @@ class Nexus:
     # Whether an engine has ended and shut what it was told to; absent where there is none.
     settled: Callable[[], bool] | None = None
     _waiting: dict[int, list[Attention]] = field(default_factory=dict)
+    _left: list["LogicalUnit"] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.relative_port = self.relative_port or relative_port(self.portal_group_tag)
@@ -184,5 +185,14 @@ class Nexus:
         if target is None:
             return
         target.nexuses.remove(self)
-        for unit in target.units.values():
+        self._left = list(target.units.values())
+        for unit in self._left:
             unit.nexus_lost(self)
+
+    def end(self) -> None:
+        """Nothing of its commands is worked on any more: neither here nor by an engine."""
+        self.detach()
+        self.tasks = None
+        units, self._left = self._left, []
+        for unit in units:
+            unit.reservations.nexus_ended(self)

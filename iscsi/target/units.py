@@ -76,6 +76,13 @@ class Reservations(Protocol):
     def nexus_lost(self, nexus: "Nexus") -> None:
         """A session ended."""
 
+    def nexus_ended(self, nexus: "Nexus") -> None:
+        """Nothing of a lost session is worked on any more."""
+
+    @property
+    def is_being_left(self) -> bool:
+        """Whether a lost session that had the unit to itself is still worked for."""
+
     def reset(self) -> None:
         """The unit was reset."""
 

@@ -34,6 +34,7 @@ class UnitReservations:
         self._path = None if unit.reservations_path is None else Path(unit.reservations_path)
         self._reserved_by: Nexus | None = None
         self._lost: list[Nexus] = []  # whose commands somebody still works on
+        self._left_by: Nexus | None = None  # lost while it had the unit, and not yet ended
         self._is_file_unknown = False
         self.state: State = EMPTY
         self.fault: str | None = None
@@ -67,7 +68,7 @@ class UnitReservations:
             return True
         if self._reserved_by is not None:
             return self._reserved_by is not nexus
-        return not self.state.has_access(port_of(nexus))
+        return self.is_being_left or not self.state.has_access(port_of(nexus))
 
     # --- PERSISTENT RESERVE --------------------------------------------------------------------
 
@@ -137,7 +138,21 @@ class UnitReservations:
         """A session ended: its RESERVE(6) ends, its registrations stay (SPC-4 §5.13.1)."""
         self._lost = [each for each in (*self._lost, nexus) if each.jobs]
         if self._reserved_by is nexus:
+            self._left_by = None if nexus.tasks is None else nexus
             self.reserve(None)
+
+    @property
+    def is_being_left(self) -> bool:
+        """Whether commands of a lost nexus that had the unit to itself may still be worked on.
+        Whoever finds the unit free is to find all of them over.
+        """
+        return self._left_by is not None
+
+    def nexus_ended(self, nexus: Nexus) -> None:
+        """Nothing of a lost nexus is worked on any more."""
+        if self._left_by is nexus:
+            self._left_by = None
+            self._unit.refresh_nexuses()
 
     def reset(self) -> None:
         """The unit was reset: a RESERVE(6) ends, persistent reservations stay (SAM-5 §6.3.3)."""

@@ -44,7 +44,16 @@ def test_a_lost_nexus_and_a_reset_release(world):
     world.b.run(RESERVE_6)
     world.unit.reservations.reset()
     assert world.c.writes
+    assert world.c.is_gated  # until nothing of the lost one is worked on any more
+    world.a.nexus.end()
     assert not world.c.is_gated
+
+
+def test_one_that_is_lost_with_nothing_under_way_leaves_no_gate_shut(world):
+    world.a.run(RESERVE_6)
+    world.a.nexus.tasks = None
+    world.a.nexus.detach()
+    assert not world.b.is_gated
 
 
 def test_the_two_kinds_of_reservation_exclude_each_other(world):

@@ -12,7 +12,7 @@ from iscsi.wire import scsi
 from iscsi.wire.bhs import Opcode, TaskFunction
 from iscsi.wire.sense import Asc
 from shm.jit import JIT_DISABLED
-from tests.iscsi.target.managing import COMPLETE, answer, ask, out, run
+from tests.iscsi.target.managing import COMPLETE, RESERVE_6, answer, ask, out, run
 from tests.iscsi.target.serving import HOST, NAME, TWO, WAIT_S, Serving, wait_until
 
 PLACEMENTS = TWO
@@ -125,3 +125,22 @@ def test_preempt_and_abort_waits_for_the_worker(serving, medium, first, second, 
 def preempting(key, victim):
     data = key.to_bytes(8, "big") + victim.to_bytes(8, "big") + bytes(8)
     return (bytes((0x5F, 5, 5, 0, 0, 0, 0, 0, 24, 0)).ljust(16, b"\0"), data)
+
+
+def test_a_unit_that_a_lost_nexus_had_reserved_is_served_when_nothing_of_it_is_left(
+    serving, medium, first, second
+):
+    assert run(first, RESERVE_6, lun=LUN) == (0, None)
+    first.command(SLOW, lun=LUN)
+    assert medium.entered.wait(WAIT_S)
+    target = serving.server._targets[NAME]
+    first.socket.close()
+    wait_until("the nexus is lost", lambda: len(target.nexuses) == 1)
+    tag = second.command(scsi.write_10(0, 1), b"n" * 512, lun=LUN, length=512, write=1)
+    assert is_unanswered(second)
+    medium.go.set()
+    header, _ = second.take()
+    assert (header.itt, header.status) == (tag, 0)
+    unit = target.units[LUN]
+    assert not unit.reservations.is_being_left
+    assert not unit.reservations.restricts(target.nexuses[0])
