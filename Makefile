@@ -188,8 +188,9 @@ guest-image: setup ## the virtual machine for test-guest, from Debian's packages
 test-guest: guest-image ## Linux's own initiator and target, and pulled plugs, in a virtual machine
 	$(PYTEST) -q -m guest -o faulthandler_timeout=400 tests
 
-test-rdma: setup ## verbs devices and the wire: rxe and siw in a virtual machine (350 MB, once)
+test-rdma: setup ## verbs, the wire and iSER: rxe and siw in a virtual machine (360 MB, once)
 	$(PYTHON) -m tests.guest.rdma_image
+	$(PYTHON) -m tests.guest.debian13
 	$(PYTEST) -q -m rdma_guest -o faulthandler_timeout=400 tests
 
 bench: setup-bench ## every benchmark with its references; results in bench/results

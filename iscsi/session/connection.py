@@ -192,6 +192,11 @@ class Connection:
         )
 
     @property
+    def is_rdma(self) -> bool:
+        """Whether it is a queue pair."""
+        return self._rdma is not None
+
+    @property
     def error(self) -> int:
         """Why the connection is over: -errno or a Violation; 0 while it is not."""
         return int(pump.pump_at(self.pump)[0]["error"])

@@ -44,6 +44,7 @@ from iscsi.wire.url import IscsiUrl
 R = TypeVar("R")
 DRAIN_NS: Final = 1_000_000_000  # for what is under way when a wait is interrupted
 LOGOUT_S: Final = 2.0
+HANG_UP_NS: Final = 200_000_000
 FAR_NS: Final = 1 << 62
 
 
@@ -290,6 +291,7 @@ class InitiatorSession(commands.Commands):
     def logout(self) -> None:
         """Log out and close."""
         self.perform(self.core.logging_out())
+        self._await_hang_up()
         self.core.free()
 
     def close(self) -> None:
@@ -326,6 +328,21 @@ class InitiatorSession(commands.Commands):
                 seconds=LOGOUT_S,
             )
             steps.send(controls.answer(step.tag))
+        self._await_hang_up()
+
+    def _await_hang_up(self) -> None:
+        """Leave it to a target over RDMA to hang up after its Logout Response, for a moment.
+
+        An RNIC reports a Send as failed if the stream ends before it completes; LIO's target on
+        siw then releases its response twice and fills the log of its kernel.
+        """
+        core = self.core
+        if core.lost is not None or core.down is not None or not core.connection.is_rdma:
+            return
+        worker, end = core.worker.address, monotonic_ns() + HANG_UP_NS
+        reason = jobs.LOOK
+        while reason not in (jobs.BROKEN, jobs.ENGINE_GONE) and monotonic_ns() < end:
+            reason = doors.run(worker, 0, end, end)
 
     def __enter__(self) -> "InitiatorSession":
         return self

@@ -4,6 +4,7 @@ time. Then the engine takes the queue pair over, which has nothing posted any mo
 """
 
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +23,7 @@ from iscsi.wire.names import Portal
 from shm.verbs import WC_STATUS_NAMES
 from shm.verbs_numbers import (
     ACCESS_LOCAL_WRITE,
+    WR_RDMA_WRITE,
     WR_SEND,
 )
 
@@ -31,7 +33,11 @@ READS: Final = 16  # RDMA Reads of the target that we serve at once
 PDU_LIMIT: Final = 128
 # Besides one receive for the response to each command: what a target may send unasked.
 SPARE_RECEIVES: Final = 16
-_RECEIVE, _SEND = 1, 2
+# siw misses what comes right behind its Reply until more comes (Linux 6.1, `siw_accept`: the socket
+# changes hands without a look at what is in it). So Writes of no bytes follow, further and further
+# apart.
+NUDGE_S: Final = 0.02
+_RECEIVE, _SEND, _NUDGE = 1, 2, 3
 
 
 @dataclass(slots=True)
@@ -115,7 +121,7 @@ def _log_in(
             while not login.done:
                 _ask(queue_pair, buffer, region, login.data_to_send())
                 _complete(queue_pair, _SEND, portal, seconds)
-                length = _complete(queue_pair, _RECEIVE, portal, seconds)
+                length = _answer(queue_pair, portal, seconds)
                 login.receive_pdu(*unwrap(buffer.array[:length].tobytes()))
         except BaseException:
             queue_pair.destroy()  # A posted receive keeps the memory.
@@ -134,14 +140,33 @@ def _ask(queue_pair: QueuePair, buffer: Buffer, region: MemoryRegion, pdu: bytes
     queue_pair.post_send(SendWr(WR_SEND, [region.sge(MESSAGE_MAX, message.size)], _SEND))
 
 
+def _answer(queue_pair: QueuePair, portal: Portal, seconds: float) -> int:
+    """Wait for the answer to a Login Request, and make siw look for the request; its length."""
+    start = monotonic()
+    end, patience = start + seconds, NUDGE_S
+
+    def is_here() -> bool:
+        return queue_pair.recv_cq.ready > 0
+
+    while not queue_pair.device.wait_until(is_here, min(patience, end - monotonic())):
+        if monotonic() >= end or not queue_pair.device.channel.is_running:
+            break
+        queue_pair.post_send(SendWr(WR_RDMA_WRITE, (), _NUDGE))
+        _complete(queue_pair, _NUDGE, portal, seconds)
+        patience *= 2
+    return _complete(queue_pair, _RECEIVE, portal, seconds, end - monotonic())
+
+
 def _late(portal: Portal, seconds: float) -> str:
     return f"the target at {portal.address} did not answer a login within {seconds:g} s"
 
 
-def _complete(queue_pair: QueuePair, wr_id: int, portal: Portal, seconds: float) -> int:
-    """Wait for one completion; its length."""
+def _complete(
+    queue_pair: QueuePair, wr_id: int, portal: Portal, seconds: float, left: float | None = None
+) -> int:
+    """Wait for one completion, with `left` of the `seconds` (default: all of them); its length."""
     try:
-        done = queue_pair.send_cq.complete(wr_id, seconds)
+        done = queue_pair.send_cq.complete(wr_id, seconds if left is None else max(0.0, left))
     except TimeoutError as error:
         raise LoginTimeout(_late(portal, seconds)) from error
     if done.status:

@@ -115,7 +115,11 @@ class Logins(Endings):
         offer = self.config.offer
         if listening.is_rdma:
             none = ("None",)
-            offer = replace(offer, header_digest=none, data_digest=none, iser=IserParams())
+            # Unsolicited Data-Outs would need receives for all that an initiator may send at once.
+            session = replace(offer.session, initial_r2t=True)
+            offer = replace(
+                offer, session=session, header_digest=none, data_digest=none, iser=IserParams()
+            )
         try:
             connection.begin_login(
                 self._engine,

@@ -134,7 +134,8 @@ class Negotiation:
             if key.is_negotiated and key.leading_only and key.name in self._agreed
         }
         params = SessionParams(**found)  # type: ignore[arg-type]
-        if self._is_rdma and not params.rdma_extensions:
+        # RFC 7145 §6.3: Irrelevant in a discovery session, and so LIO says.
+        if self._is_rdma and not params.rdma_extensions and not self._discovery:
             raise RemoteProtocolError("RDMAExtensions=Yes was not agreed on, and this is RDMA")
         longest = min(params.first_burst_length, params.max_burst_length)
         return SessionParams(**{**found, "first_burst_length": longest})  # type: ignore[arg-type]

@@ -7,16 +7,18 @@ wrote can be read beside the target.
 import shlex
 
 PORT = 3260
+ISER_PORT = 3261
 UNIT_BYTES = 48 << 20
 _CORE = "/sys/kernel/config/target/core"
 _FABRIC = "/sys/kernel/config/target/iscsi"
 
 
 class Lio:
-    """The kernel target of one guest."""
+    """The kernel target of one guest. `iser_address`: its portal is for iSER, on siw's address."""
 
-    def __init__(self, guest):
+    def __init__(self, guest, *, iser_address=None):
         self.guest = guest
+        self._iser_address = iser_address
         guest.run(
             "load target; mountpoint -q /sys/kernel/config || "
             "mount -t configfs configfs /sys/kernel/config"
@@ -47,9 +49,17 @@ class Lio:
         lines += [_put(f"{group}/attrib/{name}", value) for name, value in attributes.items()]
         lines += [_put(f"{group}/auth/{name}", value) for name, value in accounts.items() if value]
         lines += [_put(f"{group}/param/{name}", value) for name, value in params.items()]
-        lines += [f"mkdir {group}/np/0.0.0.0:{PORT}", _put(f"{group}/enable", 1)]
+        lines += [*self._portal(group), _put(f"{group}/enable", 1)]
         self.guest.run("set -e\n" + "\n".join(lines))
         return path
+
+    def _portal(self, group):
+        if self._iser_address is None:
+            return [f"mkdir {group}/np/0.0.0.0:{PORT}"]
+        place = f"{group}/np/{self._iser_address}:{ISER_PORT}"
+        # LIO listens over TCP first, and siw needs the same TCP port: that listener goes where
+        # nobody is, into a network of its own.
+        return [f"unshare -n mkdir {place}", _put(f"{place}/iser", 1)]
 
     def _add_unit(self):
         number = self._units

@@ -23,10 +23,12 @@ done
 
 
 class OpenIscsi:
-    """The initiator of one guest; made once, since there is one iscsid."""
+    """The initiator of one guest; made once, since there is one iscsid. `interface`: over what its
+    sessions go, `default` (TCP) or `iser`.
+    """
 
-    def __init__(self, guest):
-        self.guest = guest
+    def __init__(self, guest, *, interface="default"):
+        self.guest, self._interface = guest, interface
         guest.run("load initiator")
         guest.write("/etc/iscsi/initiatorname.iscsi", f"InitiatorName={NAME}\n")
         guest.run("udevd --daemon; udevadm trigger; udevadm settle --timeout=20")
@@ -47,6 +49,9 @@ class OpenIscsi:
         finally:
             self.guest.run(f"{where} -o delete", check=False)
 
+    def _record(self, iqn, port):
+        return f"iscsiadm -m node -T {iqn} -p {HOST}:{port} -I {self._interface}"
+
     def _set(self, record, settings):
         for name, value in settings.items():
             self.guest.run(f"{record} -o update -n {name.replace('__', '.')} -v '{value}'")
@@ -57,7 +62,7 @@ class OpenIscsi:
 
         `settings` are of the node record, with two underscores for each dot.
         """
-        records = [f"iscsiadm -m node -T {iqn} -p {HOST}:{port}" for port in ports]
+        records = [self._record(iqn, port) for port in ports]
         try:
             for record in records:
                 self.guest.run(f"{record} -o new")
@@ -85,7 +90,7 @@ class OpenIscsi:
 
     def login_fails(self, iqn, port, **settings):
         """Try to log in; what iscsiadm said of it. AssertionError if it could."""
-        record = f"iscsiadm -m node -T {iqn} -p {HOST}:{port}"
+        record = self._record(iqn, port)
         self.guest.run(f"{record} -o new")
         try:
             self._set(record, {"node__session__initial_login_retry_max": 1, **settings})

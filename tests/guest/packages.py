@@ -1,5 +1,6 @@
 """Debian packages for the guest, resolved by apt against an empty machine, kept in a cache.
 Nothing is installed on this machine, nothing outside the cache is written, and no root is needed.
+They are of the release that this machine's apt knows, unless the cache was made for another one.
 """
 
 import subprocess
@@ -7,6 +8,26 @@ from pathlib import Path
 
 FETCH_S = 240
 UNPACK_S = 60
+MACHINES_LISTS = Path("/var/lib/apt/lists")
+KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+
+def choose_release(cache, name):
+    """From now on the packages in this cache are of that release of Debian, from the mirror that
+    this machine uses.
+    """
+    wanted = ("Created-By: Packages", "Origin: Debian", "Label: Debian", "Component: main")
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_S, check=True)
+    assert found.stdout, "apt on this machine knows no mirror of Debian"
+    line = f"deb [signed-by={KEYS}] {found.stdout.split()[0]} {name} main\n"
+    sources = _own_sources(cache)
+    sources.parent.mkdir(parents=True, exist_ok=True)
+    sources.write_text(line)
+
+
+def _own_sources(cache):
+    return cache / "apt" / "sources.list"
 
 
 def apt(cache, *words, cwd=None):
@@ -23,8 +44,11 @@ def apt(cache, *words, cwd=None):
         "APT::Sandbox::User": "root",  # which means: none
         "Debug::NoLocking": "1",
     }
-    if "update" not in words and _has_lists(Path("/var/lib/apt/lists")):
-        options["Dir::State::lists"] = "/var/lib/apt/lists"
+    if _own_sources(cache).is_file():
+        options["Dir::Etc::sourcelist"] = _own_sources(cache)
+        options["Dir::Etc::sourceparts"] = "/dev/null"
+    elif "update" not in words and _has_lists(MACHINES_LISTS):
+        options["Dir::State::lists"] = MACHINES_LISTS
     flags = [f"--option={name}={value}" for name, value in options.items()]
     done = subprocess.run(
         ["apt-get", "--yes", "--quiet", "--no-install-recommends", *flags, *words],
@@ -44,7 +68,8 @@ def _has_lists(folder):
 
 def resolve(cache, names):
     """The file names, versions included, of these packages and of all that they depend on."""
-    if not _has_lists(Path("/var/lib/apt/lists")) and not _has_lists(cache / "apt" / "lists"):
+    machines = _has_lists(MACHINES_LISTS) and not _own_sources(cache).is_file()
+    if not machines and not _has_lists(cache / "apt" / "lists"):
         apt(cache, "update")
     # apt leaves out what it has in its archives, so here it looks into a folder that stays empty.
     empty = cache / "apt" / "none"

@@ -12,6 +12,7 @@ from tests.guest import image, siw
 
 # rxe asks the crypto layer for crc32 and loads nothing itself: a softer bond than a dependency.
 RDMA_MODULES = ("dummy", "crc32_generic", "rdma_rxe", "siw", "rdma_ucm", "ib_uverbs")
+ISER_MODULES = ("ib_iser", "ib_isert")  # the kernel's initiator and target
 # What of the packages goes into the folder: what Python in the guest loads, and nothing else.
 USERLAND = (
     "usr/lib/python3/dist-packages/pyverbs",
@@ -46,7 +47,7 @@ RDMA = replace(
     image.BASE,
     packages=(*image.PACKAGES, "ibverbs-providers", "iproute2", "python3-pyverbs"),
     programs=(*image.PROGRAMS, "usr/bin/rdma"),
-    modules={**image.MODULES, "rdma": RDMA_MODULES},
+    modules={**image.MODULES, "rdma": RDMA_MODULES, "iser": ISER_MODULES},
     sources=(*image.SOURCES, "siw.py", "rdma_image.py"),
     add=_add,
 )

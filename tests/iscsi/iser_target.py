@@ -35,15 +35,32 @@ NAME = "iqn.2026-01.org.example:iser"
 LOGIN_RECEIVE = 28 + 48 + 8192
 WINDOW = 32
 LOGIN_TOKEN = -1  # of a Send that no half knows
+FIRST_BYTES = 100  # of the initiator: more than its word that it is ready, less than a login
+GRACE_S = 0.05  # in which an initiator that does not wait for it hangs up before the target
 
 
 class SocketTarget(threading.Thread):
-    """Listens on 127.0.0.1; `url` is where. `invalidates`: Responses invalidate tags."""
+    """Listens on 127.0.0.1; `url` is where. `invalidates`: Responses invalidate tags; `mute`: it
+    never answers a login; `misses`: like siw, it does not look at what came right behind its Reply
+    until more comes; `hangs_up`: it closes the connection after a logout, and counts in `cut_short`
+    how often the initiator was faster.
+    """
 
-    def __init__(self, *, invalidates=True, blocks=2048, answer=None, session=None, mute=False):
+    def __init__(
+        self,
+        *,
+        invalidates=True,
+        blocks=2048,
+        answer=None,
+        session=None,
+        mute=False,
+        misses=False,
+        hangs_up=True,
+    ):
         super().__init__(daemon=True)
         self.invalidates, self.blocks = invalidates, blocks
         self.answer, self.session, self.mute = answer, session, mute
+        self.misses, self.hangs_up, self.cut_short = misses, hangs_up, 0
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.ram = np.zeros(blocks * BLOCK, np.uint8)
@@ -88,9 +105,23 @@ class SocketTarget(threading.Thread):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         end = self._start(connection)
         wire = _Wire(connection, end, self)
+        if self.misses:
+            self._miss(connection)
         result = self._log_in(wire)
         self.served += 1
         wire.run(self.side, result)
+
+    def _miss(self, connection):
+        """Leave the first bytes where they are until others come."""
+        there, deadline = 0, time.monotonic() + 20
+        while True:
+            assert time.monotonic() < deadline, f"nothing came behind {there} bytes"
+            seen = len(connection.recv(1 << 16, socket.MSG_PEEK))
+            if 0 < there < seen:
+                return
+            if seen >= FIRST_BYTES:
+                there = seen
+            time.sleep(0.005)
 
     def _start(self, connection):
         """MPA's start-up as the passive side."""
@@ -220,10 +251,15 @@ class _Wire:
 
     def run(self, side, result):
         """The full feature phase, until either side ends it."""
+        before = len(self.owner.opcodes)
         while not self.owner.stop.is_set() and not self.owner.hang_up.is_set():
             moved = side.turn_all()
             self.owner.ram[:] = side.ram
             if side.broken or not self.pump(0 if moved else 0.005):
+                return
+            if self.owner.hangs_up and bhs.Opcode.LOGOUT_REQUEST in self.owner.opcodes[before:]:
+                self.pump(0)
+                self.owner.cut_short += not self.pump(GRACE_S)
                 return
         self.owner.hang_up.clear()
 

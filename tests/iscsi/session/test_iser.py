@@ -12,6 +12,7 @@ import host
 import host.inline
 import iscsi
 import ppe.cycle.services.iser  # noqa: F401 - compiles while tests are collected
+from iscsi.session import initiator
 from iscsi.session.errors import ConnectionLost, LoginTimeout, NotSupported
 from iscsi.session.initiator import InitiatorSession
 from iscsi.session.options import NEVER
@@ -141,6 +142,27 @@ def test_a_target_that_starts_and_does_not_answer_the_login_is_given_up(engine):
         with pytest.raises(LoginTimeout, match="did not answer"):
             InitiatorSession(engine, target.url, recovery=NEVER, login_timeout_s=0.5)
         assert registered(engine) == 0
+
+
+def test_a_target_that_does_not_look_at_what_came_right_behind_its_reply_is_made_to(engine):
+    with SocketTarget(misses=True) as target, opened(engine, target) as session:
+        write_and_read(session, 0, 40)
+
+
+def test_after_a_logout_the_target_hangs_up_first(engine, monkeypatch):
+    monkeypatch.setattr(initiator, "HANG_UP_NS", 20_000_000_000)
+    with SocketTarget() as target:
+        for _ in range(3):
+            with opened(engine, target) as session:
+                write_and_read(session, 0, 8)
+        assert (target.served, target.cut_short) == (3, 0)
+
+
+def test_a_target_that_does_not_hang_up_after_a_logout_is_not_waited_for(engine):
+    with SocketTarget(hangs_up=False) as target:
+        for _ in range(2):  # it serves one connection after the other
+            with opened(engine, target) as session:
+                write_and_read(session, 0, 8)
 
 
 def test_an_event_loop_is_not_blocked_by_a_login_over_rdma(engine):

@@ -18,6 +18,7 @@ from host.verbs import ConnParam, Device, QpCap
 from iscsi.session.errors import AuthError
 from iscsi.session.initiator import InitiatorSession
 from iscsi.session.options import NEVER
+from iscsi.session.rdma import connect
 from iscsi.target.access import AccessPolicy, Grant, TargetAccess
 from iscsi.target.config import ServedPortal, ServerConfig
 from iscsi.target.connection import NO_DEADLINE, Connection
@@ -28,7 +29,8 @@ from iscsi.wire.chap import ChapAccount
 from iscsi.wire.errors import LoginRejected
 from iscsi.wire.iser.connecting import Features
 from iscsi.wire.iser.records import IserLimits
-from iscsi.wire.keys import ConnectionParams, SessionParams
+from iscsi.wire.keys import ConnectionParams, IserParams, Proposal, SessionParams
+from iscsi.wire.login import InitiatorLogin
 from iscsi.wire.login_common import LoginResult
 from iscsi.wire.names import Portal
 from ppe.cycle.rnic.records import mr_table_at
@@ -274,6 +276,18 @@ def test_discovery_over_rdma_names_the_portals_over_rdma(over_rdma):
             (found,) = session.discover()
     assert found.name == NAME
     assert [portal.port for portal in found.portals] == [over_rdma.port]
+    over_rdma.wait_idle()
+
+
+def test_unsolicited_data_that_might_outnumber_our_receives_is_not_agreed_on(over_rdma):
+    proposal = Proposal(SessionParams(initial_r2t=False), iser=IserParams())
+    login = InitiatorLogin("iqn.2026-01.org.example:raw", NAME, isid=1 << 47, proposal=proposal)
+    portal = Portal("127.0.0.1", over_rdma.port)
+    with host.connect("inline:") as engine, engine.channel() as channel:
+        made, result = connect(engine, channel, portal, login, tasks=8, sends=16, seconds=20)
+        made.queue_pair.destroy()
+        made.free()
+    assert result.session.initial_r2t
     over_rdma.wait_idle()
 
 

@@ -53,6 +53,17 @@ def test_a_discovery_session_over_rdma_has_the_same_keys():
     assert right.result.session.rdma_extensions
 
 
+@pytest.mark.parametrize("answer", ["Irrelevant", "NotUnderstood", "No"])
+def test_a_discovery_session_does_not_need_an_agreement_on_rdma(answer):
+    found = negotiation(Sender.TARGET)
+    found.set_discovery()
+    assert ("RDMAExtensions", "Yes") in found.offer_all()
+    found.receive([("RDMAExtensions", answer)], Place.OPERATIONAL)
+    found.close()
+    assert not found.session_params().rdma_extensions
+    assert found.connection_params().peer_max_recv_data_segment_length == 8192
+
+
 def test_an_initiator_over_rdma_ends_the_login_if_the_target_answers_no():
     left, right = initiator(proposal=proposal()), target()
     join(left, right)

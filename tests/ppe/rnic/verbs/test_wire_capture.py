@@ -3,12 +3,12 @@ Wireshark too: every frame decodes as MPA, DDP and RDMAP, none is malformed.
 """
 
 import shutil
-import subprocess
 
 import pytest
 
 from shm import verbs_numbers as c
 from shm.jit import JIT_DISABLED
+from tests.guest.capture import Capture
 from tests.guest.machine import QEMU_TOOLS
 from tests.ppe.rnic.verbs.wire import FORMS, ROLES, wishes
 
@@ -19,7 +19,6 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(JIT_DISABLED, reason="the guest runs compiled code"),
 ]
-READ_S = 120
 SIZE = 40_000  # of a message: more than an FPDU of siw's and than a TCP segment
 # RDMAP's opcodes (RFC 5040 §4.2) that siw has: Write, Read Request, Read Response, the Sends, and
 # Terminate.
@@ -52,24 +51,6 @@ def exchange(both):
     wrong = both.mine() | {"rkey": both.ours.key ^ 0x5500}
     ask("post", opcode=c.WR_RDMA_READ, start=0, length=64, **wrong)
     ask("flush", count=1)
-
-
-class Capture:
-    """A capture file, looked at with tshark."""
-
-    def __init__(self, path, since=0):
-        self.path, self.since = path, since
-
-    def fields(self, shown, *names):
-        """The fields of the frames after the first `since` that a display filter shows."""
-        shown = f"({shown}) and frame.number > {self.since}"
-        # Two guesses of tshark's about the payload of a Send, both wrong here.
-        command = ["tshark", "-n", "-r", self.path, "-Y", shown, "-T", "fields"]
-        command += ["--disable-protocol", "rpcordma", "--disable-protocol", "smb_direct"]
-        command += [word for name in names for word in ("-e", name)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=READ_S, check=False)
-        assert done.returncode == 0, done.stderr
-        return [line.split("\t") for line in done.stdout.splitlines()]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["crc", "no crc"])
