@@ -98,7 +98,7 @@ def test_answers_to_pings_count_until_a_later_request_has_its_response():
 def reject(alone, header):
     """A Reject of a PDU with this header."""
     reason = RejectReason.PROTOCOL_ERROR
-    alone.send(alone.response(NO_TAG, bytes(header), opcode=Opcode.REJECT, reason=reason))
+    alone.send(alone.response(NO_TAG, bytes(header), opcode=Opcode.REJECT, reject_reason=reason))
 
 
 def headers_of(side):
