@@ -14,7 +14,7 @@ DEFAULT_INITIATOR: Final = "iqn.2026-01.org.ppe-runtime:initiator"
 DEPTH_MAX: Final = 256
 PLACEMENTS: Final = ("auto", "stream", "datamover")
 AUTO_PLACEMENT = "stream"  # what `auto` means
-AUTO_REGISTRATION: Final = "per-io"  # the same: docs/decisions/0017
+AUTO_REGISTRATION: Final = "per-io"  # the same: docs/decisions/0018
 RECEIVE_MODES: Final = ("auto", *pump.MODE_NAMES)
 # We can relogin at once, so only the target's wish for a pause counts (the larger one is agreed).
 DEFAULT_PROPOSAL: Final = Proposal(
