@@ -14,7 +14,7 @@ PYTEST := $(PYTHON) -m pytest
 PLAIN_TESTS = $(wildcard tests/shm tests/iscsi/wire tests/ppe/rnic)
 # The compiled tests in two halves of about the same length: what lies here, and everything else.
 ONE_HALF := tests/iscsi tests/host
-BENCHMARKS := queue wait engine iscsi
+BENCHMARKS := queue wait engine rdma iscsi iser
 
 # What `make test` and `make check` make beside each other, two at a time (JOBS=1: one after the
 # other, shown as it goes), in this order: the longest first, and guests, each an emulated CPU, beside

@@ -22,6 +22,7 @@ BENCHMARKS: Final = {
     "engine": ("bench.engine", "the duty cycle with many idle clients and connections"),
     "rdma": ("bench.rdma", "the software RNIC against plain TCP, registration by reuse"),
     "iscsi": ("bench.iscsi", "initiator and target against libiscsi, tgt and the floor"),
+    "iser": ("bench.iser", "iSER over software iWARP against iSCSI over TCP, at equal protection"),
 }
 REPEATS_QUICK: Final = 2
 CONNECTIONS_MAX: Final = 32  # as many as there are commands outstanding
@@ -32,19 +33,23 @@ class Command:
     """The sub-commands of `ppe bench`."""
 
     name = "bench"
-    help = "measure queues, waits, engines, RDMA and iSCSI"
+    help = "measure queues, waits, engines, RDMA, iSCSI and iSER"
 
     def prepare_parser(self, parser: argparse.ArgumentParser) -> None:
         """Declare the flags."""
         benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
         for name, (_, text) in BENCHMARKS.items():
             _prepare(benchmarks.add_parser(name, help=text, description=text))
-        benchmarks.choices["iscsi"].add_argument(
-            "--connections",
-            metavar="N,N",
-            default="1,2,4,8",
-            help="numbers of connections to compare with the first of them (default: 1,2,4,8)",
-        )
+        for name, what in (
+            ("iscsi", "numbers of connections to compare with the first of them"),
+            ("iser", "numbers of initiators to compare iSER and TCP with"),
+        ):
+            benchmarks.choices[name].add_argument(
+                "--connections",
+                metavar="N,N",
+                default="1,2,4,8",
+                help=f"{what} (default: 1,2,4,8)",
+            )
         compare = benchmarks.add_parser("compare", help="compare two result files")
         compare.add_argument("before", type=Path)
         compare.add_argument("after", type=Path)

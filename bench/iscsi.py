@@ -115,6 +115,11 @@ class Bench:
         name = f"ours {idle} {placement}"
         return self._get(name, lambda: our_target(self.plan.b, idle, placement))
 
+    def over_both(self, idle: str) -> Target:
+        """Our target (engine), with a portal for iSER beside that for TCP."""
+        make = partial(our_target, self.plan.b, idle, "engine", iser=True)
+        return self._get(f"both {idle}", make)
+
     def bare(self) -> Target:
         """The bare server. Raises ReferenceMissing, each time for the reason of the first."""
         return self._get("bare", lambda: bare_server(self.plan.b))

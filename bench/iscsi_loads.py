@@ -27,6 +27,7 @@ from iscsi.session import blockdev
 from iscsi.session.blockdev import BlockDevice
 from iscsi.session.perf import Load, LoadPlan, LoadResult
 from iscsi.wire.keys import DIGEST_CRC32C, Proposal
+from iscsi.wire.url import parse_url
 from ppe.cputime import parse_stat
 from shm.histogram import Histogram, lowest_of
 
@@ -50,7 +51,8 @@ class Shape:
     @property
     def name(self) -> str:
         """As it stands in the keys."""
-        return f"qd{self.depth}_{self.size >> 10}k"
+        size = f"{self.size >> 10}k" if self.size >= 1024 else f"{self.size}b"
+        return f"qd{self.depth}_{size}"
 
     @property
     def blocks(self) -> int:
@@ -61,7 +63,7 @@ class Shape:
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where client and target run (negative: anywhere), how our client waits, where its PDUs are
-    made (`placement`), and whether they have digests.
+    made (`placement`), and whether they have digests; over iSER, whether there is a CRC.
     """
 
     client: int
@@ -69,13 +71,19 @@ class Layout:
     idle: str = "spin"
     placement: str = "stream"
     has_digests: bool = False
+    registration: str = "auto"  # over iSER: how buffers are opened to the target
 
     @property
     def options(self) -> dict[str, Any]:
         """For `blockdev.open`."""
         crc = (DIGEST_CRC32C,)
         proposal = Proposal(header_digest=crc, data_digest=crc) if self.has_digests else Proposal()
-        return {"placement": self.placement, "proposal": proposal}
+        return {
+            "placement": self.placement,
+            "proposal": proposal,
+            "mpa_crc": self.has_digests,
+            "registration": self.registration,
+        }
 
     @property
     def waits(self) -> str:
@@ -102,7 +110,10 @@ def our_client(
         result, details = load_on(
             device, op, shape, seconds, is_random=is_random, others={"target": target.process}
         )
-    digests = ", both digests" if layout.has_digests else ""
+    protected = ", CRC" if is_iser(target.url) else ", both digests"
+    digests = protected if layout.has_digests else ""
+    if layout.registration != "auto":
+        digests += f", {layout.registration}"
     return measurement_of(
         f"our initiator inline ({layout.placement}), {target.name}, {op} {shape.name}{digests}",
         f"{layout}; client {layout.waits}, target {target.waits}",
@@ -110,6 +121,11 @@ def our_client(
         result,
         details,
     )
+
+
+def is_iser(url: str) -> bool:
+    """Whether that is reached over RDMA."""
+    return parse_url(url).is_iser
 
 
 @contextlib.contextmanager

@@ -149,24 +149,37 @@ def wakeups_of(pid: int) -> int:
 
 
 class Target:
-    """Something with a LUN: its process, its URL, its name and how it waits."""
+    """Something with a LUN: its process, its URL, its name and how it waits. `rdma_url`: the same
+    LUN over iSER, of the same engine.
+    """
 
-    def __init__(self, process: Process, url: str, name: str, waits: str) -> None:
+    def __init__(
+        self, process: Process, url: str, name: str, waits: str, rdma_url: str = ""
+    ) -> None:
         self.process, self.url, self.name, self.waits = process, url, name, waits
+        self.rdma_url = rdma_url
+
+    @property
+    def over_rdma(self) -> "Target":
+        """It, as it is reached over iSER."""
+        return Target(self.process, self.rdma_url, f"{self.name} over iSER", self.waits)
 
     def close(self) -> None:
         """End its process."""
         self.process.close()
 
 
-def our_target(core: int, idle: str, placement: str) -> Target:
+def our_target(core: int, idle: str, placement: str, *, iser: bool = False) -> Target:
     """Start our target with an inline engine that waits as `idle` says; `placement` is "stream" or,
-    where that engine serves READ and WRITE itself, "engine". Raises PeerFailed.
+    where that engine serves READ and WRITE itself, "engine". With `iser` it has a portal for that,
+    too, where the initiator says whether there is a CRC. Raises PeerFailed.
     """
     command = [sys.executable, "-c", SERVE, "target", "serve", "--json"]
     command += ["--ram", str(LUN_BYTES), "--portal", "127.0.0.1:0"]
     command += ["--engine", f"inline:?idle={idle}"]
     command += ["--placement", placement]
+    if iser:
+        command += ["--iser", "127.0.0.1:0", "--no-mpa-crc"]
     process = Process("our target", command, core, _quiet_environment())
     try:
         said = process.read_object()
@@ -177,7 +190,8 @@ def our_target(core: int, idle: str, placement: str) -> Target:
     urls = said["urls"]
     assert isinstance(urls, list)
     waits = "spinning" if idle == "spin" else "sleeping"
-    return Target(process, str(urls[0]), f"our target ({placement})", waits)
+    name = f"our target ({placement})"
+    return Target(process, str(urls[0]), name, waits, rdma_url=str(urls[-1]) if iser else "")
 
 
 def bare_server(core: int) -> Target:

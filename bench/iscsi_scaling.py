@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from bench.cores import pinned
 from bench.harness import Measurement, Result, Run, interleave
-from bench.iscsi_loads import WARM_UP_SHARE, Shape, open_device
+from bench.iscsi_loads import WARM_UP_SHARE, Layout, Shape, open_device
 from bench.iscsi_peers import Target
 from bench.plan import Goal, Plan
 from bench.samples import BenchmarkFailed
@@ -52,13 +52,14 @@ def goals() -> Iterator[Goal]:
 @dataclass(frozen=True, slots=True)
 class Connections:
     """The loads of several connections of initiators placed as `client` says. `quietly` makes a run
-    again that others disturb.
+    again that others disturb. `has_digests`: as of a `Layout`.
     """
 
     plan: Plan
     client: str
     seconds: float
     quietly: Callable[[Run], Run]
+    has_digests: bool = False
 
     def measure(self, result: Result, target: Target, op: str) -> None:
         """Add the ratio of each number of connections over the fewest: in rounds, each of which
@@ -66,7 +67,7 @@ class Connections:
         """
         fewest, *more = self.plan.connections
         loads = {
-            count: self.quietly(partial(self._run, target, op, count))
+            count: self.quietly(partial(self.run, target, op, count))
             for count in self.plan.connections
         }
         for count in more:
@@ -82,7 +83,8 @@ class Connections:
     def _repeats(self) -> int:
         return min(self.plan.repeats, 3)
 
-    def _run(self, target: Target, op: str, count: int) -> Measurement:
+    def run(self, target: Target, op: str, count: int) -> Measurement:
+        """IOPS of so many connections together."""
         a, b = self.plan.a, self.plan.b
         target.process.pin(b)
         start = threading.Barrier(count)
@@ -115,10 +117,8 @@ class Connections:
         """One session in a thread of its own. A failure ends the wait of the others."""
         try:
             shape = Shape(depth, SHAPE.size)
-            with open_device(target, "inline:?idle=sleep", shape, placement=self.client) as (
-                unit,
-                _,
-            ):
+            layout = Layout(self.plan.a, self.plan.b, "sleep", self.client, self.has_digests)
+            with open_device(target, "inline:?idle=sleep", shape, **layout.options) as (unit, _):
                 _load(unit, op, self.seconds * WARM_UP_SHARE)
                 start.wait(START_TIMEOUT_S)
                 return _load(unit, op, self.seconds)

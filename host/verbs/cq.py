@@ -99,12 +99,19 @@ class CompletionQueue:
 
     def complete(self, wr_id: int, timeout_s: float = 10.0) -> WorkCompletion:
         """Wait for the completion with this wr_id; all others stay. Raises TimeoutError."""
-
-        def there() -> bool:
-            return any(done.user_data == wr_id for done in self._ready)
-
-        if not self.device.wait_until(there, timeout_s):
+        if not self.device.wait_until(lambda: self._has(wr_id), timeout_s):
             raise TimeoutError(f"no completion of work request {wr_id} within {timeout_s} s")
+        return self._pick(wr_id)
+
+    def take(self, wr_id: int) -> WorkCompletion | None:
+        """The completion with this wr_id if it is there; all others stay. Never blocks."""
+        self.device.progress()
+        return self._pick(wr_id) if self._has(wr_id) else None
+
+    def _has(self, wr_id: int) -> bool:
+        return any(done.user_data == wr_id for done in self._ready)
+
+    def _pick(self, wr_id: int) -> WorkCompletion:
         while self._ready[0].user_data != wr_id:
             self._ready.rotate(-1)
             self._rotated += 1

@@ -17,13 +17,14 @@ from host.errors import EngineDied
 from iscsi.session import commands, doors, jobs, unit
 from iscsi.session.aio_login import AsyncLogin
 from iscsi.session.core import Engine, SessionCore
-from iscsi.session.errors import ConnectionLost, NotSupported, SessionClosed
+from iscsi.session.errors import ConnectionLost, SessionClosed
 from iscsi.session.options import Options, Timeouts
 from iscsi.session.recovery import Recovery
 from iscsi.session.replay import Turn
 from iscsi.session.steps import (
     AwaitControl,
     AwaitTurn,
+    Complete,
     Connect,
     Finish,
     Receive,
@@ -51,9 +52,6 @@ class AsyncSession(commands.Commands):
 
     def __init__(self, engine: Engine, url: str | IscsiUrl, options: Options) -> None:
         self.core = SessionCore(engine, url, options)
-        if self.core.url.is_iser:
-            self.core.free()
-            raise NotSupported("iSER in an event loop is not supported: its login would block it")
         self.recovery = Recovery(self.core)
         self._loop = asyncio.get_running_loop()
         self._login = AsyncLogin(self.core)
@@ -97,7 +95,7 @@ class AsyncSession(commands.Commands):
             try:
                 answer = await self._do(step)
             except BaseException as raised:
-                if isinstance(step, Connect | Send | Receive):
+                if isinstance(step, Connect | Send | Receive | Complete):
                     self.core.drop_endpoint()  # Before its memory goes back.
                 error = raised
 
@@ -109,7 +107,7 @@ class AsyncSession(commands.Commands):
                 return await self._finish(job)
             case AwaitControl(tag):
                 return await self._await_control(tag)
-            case Connect() | Send() | Receive():
+            case Connect() | Send() | Receive() | Complete():
                 if isinstance(step, Connect):
                     self._end_work()
                 return await self._login.do(step)

@@ -4,14 +4,18 @@ for in the login's time. While it is on nobody else takes completions from that 
 
 import asyncio
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from host.aio import AsyncChannel
 from host.channel import resolve
 from iscsi.session.core import SessionCore
 from iscsi.session.errors import ConnectionLost, LoginTimeout
 from iscsi.session.options import LONGEST_S
-from iscsi.session.steps import Connect, Receive, Send
+from iscsi.session.steps import Complete, Connect, Receive, Send
+
+if TYPE_CHECKING:
+    from host.verbs import CompletionQueue
+    from host.verbs.work import WorkCompletion
 
 
 class AsyncLogin:
@@ -34,7 +38,7 @@ class AsyncLogin:
             self._bridge.close()
             self._bridge = None
 
-    async def do(self, step: Connect | Send | Receive) -> Any:
+    async def do(self, step: Connect | Send | Receive | Complete) -> Any:
         """Perform a step. Raises LoginTimeout."""
         if isinstance(step, Connect):
             self._limit_s = self._core.login_limit_s
@@ -50,11 +54,15 @@ class AsyncLogin:
                 f"the target did not finish the login in {self._limit_s:.3g} s"
             ) from error
 
-    async def _perform(self, step: Connect | Send | Receive) -> Any:
+    async def _perform(self, step: Connect | Send | Receive | Complete) -> Any:
         channel, own = self._core.channel, self._next_own()
         match step:
             case Connect(host, port):
                 return await self._connect(host, port)
+            case Complete(queue, wr_id, None):
+                return await self._work(queue, wr_id)
+            case Complete(queue, wr_id, float(seconds)):
+                return await self._work_within(queue, wr_id, seconds)
             case Send(endpoint, data):
                 self._posted(channel.post_send(endpoint, data, own))
             case Receive(endpoint, into):
@@ -72,6 +80,23 @@ class AsyncLogin:
     async def _complete(self, own: int) -> Any:
         assert self._bridge is not None, "only a login waits for single operations"
         return (await self._bridge.complete(own)).check()
+
+    async def _work(self, queue: "CompletionQueue", wr_id: int) -> "WorkCompletion":
+        assert self._bridge is not None, "only a login waits for single work requests"
+        while (found := queue.take(wr_id)) is None:
+            await self._bridge.wait_n(1)
+        return found
+
+    async def _work_within(
+        self, queue: "CompletionQueue", wr_id: int, seconds: float
+    ) -> "WorkCompletion | None":
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await self._work(queue, wr_id)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return None
 
     async def _connect(self, host: str, port: int) -> int:
         core, loop = self._core, asyncio.get_running_loop()

@@ -19,7 +19,14 @@ from host.memory import Buffer
 from iscsi.session import commands, doors, unit
 from iscsi.session.aio import AsyncSession
 from iscsi.session.errors import SessionClosed
-from iscsi.session.gather import COPY_BELOW, Gather, Piece, check_overlaps, gathers
+from iscsi.session.gather import (
+    COPY_BELOW,
+    COPY_BELOW_ALONE,
+    Gather,
+    Piece,
+    check_overlaps,
+    gathers,
+)
 from iscsi.session.geometry import BOUNCE_SIZE, Geometry, as_bytes, geometry_of
 from iscsi.session.initiator import InitiatorSession
 from iscsi.session.job_records import JOBS_MAX
@@ -129,8 +136,10 @@ class Device(commands.Commands):
         blocks = self.geometry.blocks_of(sum(array.nbytes for array in arrays))
         self.geometry.check(lba, blocks)
         lies = [(address_of(array), array.nbytes) for array in arrays if array.nbytes]
+        is_alone = self.core.url.is_iser and len(lies) > 1
+        least = COPY_BELOW_ALONE if is_alone else COPY_BELOW
         return [
-            Piece(address, size, size >= COPY_BELOW and self._is_shared(address, size))
+            Piece(address, size, size >= least and self._is_shared(address, size))
             for address, size in lies
         ]
 

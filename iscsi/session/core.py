@@ -26,7 +26,7 @@ from iscsi.session.errors import (
     TooManyRedirects,
 )
 from iscsi.session.guard import Guard
-from iscsi.session.options import DEFAULT_INITIATOR, DEPTH_MAX, Options
+from iscsi.session.options import AUTO_REGISTRATION, DEFAULT_INITIATOR, DEPTH_MAX, Options
 from iscsi.session.outcome import error_of_connection
 from iscsi.session.patience import Patience
 from iscsi.session.replay import Ordering
@@ -187,17 +187,27 @@ class SessionCore(procedures.Procedures):
         from iscsi.session import rdma  # who has no iSER needs no verbs
 
         depth = self.options.queue_depth
-        made, result = rdma.connect(
-            self.engine,
-            self.channel,
-            portal,
-            self._new_login(),
+        wishes = rdma.RdmaWishes(
             tasks=depth + SPARE_TASKS,
             sends=sends_of(depth),
-            seconds=self.login_limit_s,
+            crc=self.url.switch("mpa_crc", self.options.mpa_crc),
+            hello=self._says_hello,
+            registration=self._registration,
         )
-        self.endpoint = made.endpoint
+        login = self._new_login()
+        made, result = yield from rdma.connecting(
+            self.engine, self.channel, portal, login, wishes, self.drop_endpoint
+        )
         return LoggedIn(made.endpoint, portal, result, 0, made)
+
+    @property
+    def _registration(self) -> str:
+        wanted = self.url.options.get("registration", self.options.registration)
+        return AUTO_REGISTRATION if wanted == "auto" else wanted
+
+    @property
+    def _says_hello(self) -> bool:
+        return self.url.switch("iser_hello", self.options.iser_hello)
 
     def _begin(self, state: LoggedIn) -> None:
         mine = Connection(self.engine, self.channel, state, self.mode, self.worker)
@@ -230,7 +240,8 @@ class SessionCore(procedures.Procedures):
             # Digests are the fabric's business, and unsolicited Data-Outs need receives that
             # deployed targets do not declare.
             session = replace(wanted.session, initial_r2t=True)
-            proposal = Proposal(session, iser=IserParams())
+            iser = IserParams(iser_hello_required=self._says_hello)
+            proposal = Proposal(session, iser=iser)
         name = self.options.initiator_name
         security = security_of(self.credentials)
         return InitiatorLogin(

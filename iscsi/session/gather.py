@@ -17,6 +17,8 @@ from iscsi.wire.mover import VECTORS_MAX
 from iscsi.wire.runs import RUN
 
 COPY_BELOW: Final = 512  # bytes: a shorter piece costs more as a run of its own than as a copy
+# The same where a command has one run only, so that a piece in place is a command of its own.
+COPY_BELOW_ALONE: Final = 32 << 10
 
 
 @dataclass(frozen=True, slots=True)

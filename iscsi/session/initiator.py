@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from time import monotonic_ns
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from numpy.typing import NDArray
 
@@ -28,6 +28,7 @@ from iscsi.session.recovery import Recovery
 from iscsi.session.steps import (
     AwaitControl,
     AwaitTurn,
+    Complete,
     Connect,
     Finish,
     Receive,
@@ -40,6 +41,10 @@ from iscsi.wire.discovery import DiscoveredTarget
 from iscsi.wire.keys import ConnectionParams, SessionParams
 from iscsi.wire.port import ControlPdu
 from iscsi.wire.url import IscsiUrl
+
+if TYPE_CHECKING:
+    from host.verbs import CompletionQueue
+    from host.verbs.work import WorkCompletion
 
 R = TypeVar("R")
 DRAIN_NS: Final = 1_000_000_000  # for what is under way when a wait is interrupted
@@ -114,6 +119,8 @@ class InitiatorSession(commands.Commands):
                 return self._stream(endpoint, data, is_send=True)
             case Receive(endpoint, into):
                 return self._stream(endpoint, into, is_send=False)
+            case Complete(queue, wr_id, seconds):
+                return self._complete(queue, wr_id, seconds)
             case Sleep(seconds):
                 return time.sleep(seconds)
             case AwaitTurn():
@@ -140,9 +147,22 @@ class InitiatorSession(commands.Commands):
             else:
                 channel.recv(endpoint, array, exact=True, timeout_s=left_s)
         except TimeoutError as error:
-            raise LoginTimeout(
-                f"the target did not finish the login in {self._limit_s:.3g} s"
-            ) from error
+            raise self._too_late() from error
+
+    def _complete(
+        self, queue: "CompletionQueue", wr_id: int, seconds: float | None
+    ) -> "WorkCompletion | None":
+        left_s = self._left_s()
+        is_early = seconds is not None and seconds < left_s
+        try:
+            return queue.complete(wr_id, left_s if seconds is None else min(seconds, left_s))
+        except TimeoutError as error:
+            if is_early and self.core.channel.is_running:
+                return None
+            raise self._too_late() from error
+
+    def _too_late(self) -> LoginTimeout:
+        return LoginTimeout(f"the target did not finish the login in {self._limit_s:.3g} s")
 
     def _finish(self, job: int) -> None:
         """Work until the job has ended. An interruption ends it early and is raised again."""

@@ -7,12 +7,14 @@ from typing import Final
 
 from host import pump
 from iscsi.session.credentials import Credentials
+from iscsi.wire.iser.registration import REGISTRATIONS
 from iscsi.wire.keys import Proposal, SessionParams
 
 DEFAULT_INITIATOR: Final = "iqn.2026-01.org.ppe-runtime:initiator"
 DEPTH_MAX: Final = 256
 PLACEMENTS: Final = ("auto", "stream", "datamover")
 AUTO_PLACEMENT = "stream"  # what `auto` means
+AUTO_REGISTRATION: Final = "per-io"  # the same: docs/decisions/0018
 RECEIVE_MODES: Final = ("auto", *pump.MODE_NAMES)
 # We can relogin at once, so only the target's wish for a pause counts (the larger one is agreed).
 DEFAULT_PROPOSAL: Final = Proposal(
@@ -102,6 +104,12 @@ class Options:
     most one SCSI command moves; `timeouts` and `recovery` are described there, `timeout_s` and
     `login_timeout_s` are short for two of the former. `portals` (`host[:port]`) are others of the
     same target, tried in turn when the connection is lost.
+
+    Over RDMA: `mpa_crc` wants a CRC over every FPDU (there is one, too, where the target wants it);
+    `iser_hello` begins with iSER's Hello, which no deployed target answers (iSERHelloRequired);
+    `registration` says how buffers are opened to the target: by a tag for each command (`per-io`)
+    or a memory window for each (`window`), which end with it, by one for each buffer (`cache`) or
+    for all memory from `alloc` (`pool`), which stay open as long as the connection.
     """
 
     initiator_name: str = DEFAULT_INITIATOR
@@ -116,6 +124,9 @@ class Options:
     timeouts: Timeouts = field(default_factory=Timeouts)
     recovery: Recovery = field(default_factory=Recovery)
     portals: Sequence[str] = ()
+    mpa_crc: bool = True
+    iser_hello: bool = False
+    registration: str = "auto"
     proposal: Proposal = DEFAULT_PROPOSAL
     credentials: Credentials | None = None  # None: what the URL and the environment say
     isid: int | None = None  # None: a random one; another session with the same one ends this
@@ -127,6 +138,9 @@ class Options:
             raise ValueError(f"receive={self.receive!r}: choose from {', '.join(RECEIVE_MODES)}")
         if self.placement not in PLACEMENTS:
             raise ValueError(f"placement={self.placement!r}: choose from {', '.join(PLACEMENTS)}")
+        if self.registration not in ("auto", *REGISTRATIONS):
+            choices = ", ".join(("auto", *REGISTRATIONS))
+            raise ValueError(f"registration={self.registration!r}: choose from {choices}")
         if self.receive == "coalesced" and self.queue_depth != 1:
             raise ValueError("receive='coalesced' is for queue_depth=1")
         if not 512 <= self.command_bytes <= 64 << 20:

@@ -5,12 +5,15 @@ performed by whoever runs the generator and its result is sent back in.
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from numpy.typing import NDArray
 
 from host.channel import Completion
 from iscsi.session.replay import Turn
+
+if TYPE_CHECKING:
+    from host.verbs import CompletionQueue
 
 R = TypeVar("R")
 
@@ -37,6 +40,15 @@ class Receive:
 
     endpoint: int
     into: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """Wait for a work request of a login: its work completion, or None when `seconds` are over."""
+
+    queue: "CompletionQueue"
+    wr_id: int
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +79,13 @@ class AwaitTurn:
     turn: Turn
 
 
-Step = Connect | Send | Receive | Finish | AwaitControl | Sleep | AwaitTurn
+Step = Connect | Send | Receive | Complete | Finish | AwaitControl | Sleep | AwaitTurn
 Steps = Generator[Step, Any, R]
 
 __all__ = [
     "AwaitControl",
     "AwaitTurn",
+    "Complete",
     "Completion",
     "Connect",
     "Finish",

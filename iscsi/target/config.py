@@ -61,6 +61,8 @@ class ServerConfig:
     file_workers: int = 4  # threads that wait for files
     slow_workers: int = 4  # threads for commands that take long
     portal_group_tag: int = 1
+    # Over RDMA: whether FPDUs have a CRC even where the initiator does not want it.
+    mpa_crc: bool = True
     placement: str = STREAM  # what of a connection the engine does: `iscsi.target.placement`
     engines: int = 0  # over how many of its process' engines connections spread; 0: over all
     access: AccessPolicy = field(default_factory=AccessPolicy)

@@ -28,7 +28,7 @@ from ppe.errors import OperatorError
 
 # What a restart is needed for, with the names a file has for it.
 _FIXED: Final = ("engine", "name", "control")
-_FIXED_LIMITS: Final = ("file_workers", "slow_workers", "placement", "engines")
+_FIXED_LIMITS: Final = ("file_workers", "slow_workers", "placement", "engines", "mpa_crc")
 # What of a unit can change while it is served.
 _LIVE_LUN: Final = ("size", "warn_used", "warn_free")
 _LAST_S: Final = 1.0  # for a change under way when the server is stopped

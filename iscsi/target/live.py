@@ -331,6 +331,7 @@ class LiveChanges(Logins):
         answer: Future[int] = Future()
 
         def begin() -> None:
+            self._make_ready_for(served)
             place = max(self._listening, default=-1) + 1
             while place in self._beginning:
                 place += 1

@@ -278,7 +278,10 @@ class Logins(Endings):
         connection.is_rdma = True
         lane = connection.lane
         if lane not in self._rdma:
-            self._rdma[lane] = RdmaService(self._engine, lane.channel, self.config.window)
+            config = self.config
+            self._rdma[lane] = RdmaService(
+                self._engine, lane.channel, config.window, crc=config.mpa_crc
+            )
         seconds = self.config.login_timeout_s
         connection.rdma = RdmaLogin(self._rdma[lane], connection.endpoint, seconds)
 

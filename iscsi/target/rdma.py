@@ -20,6 +20,7 @@ from iscsi.wire.iser.records import HEADERS_LENGTH, IserLimits
 from iscsi.wire.keys import IserParams
 from iscsi.wire.login_common import MAX_LOGIN_SEGMENT
 from shm.operations import RDMA_DEREGISTER, RDMA_START
+from shm.qp_spec import MULPDU_MAX
 from shm.verbs_numbers import (
     ACCESS_LOCAL_WRITE,
     WR_SEND,
@@ -28,7 +29,7 @@ from shm.verbs_numbers import (
 MESSAGE_MAX: Final = HEADERS_LENGTH + MAX_LOGIN_SEGMENT
 LOGIN_RECEIVES: Final = 80  # PDUs of one login, either way
 SENDS: Final = 256  # of the full feature phase: more than its PDUs under way
-READS: Final = 16  # RDMA Reads that we have open at once
+READS: Final = 64  # RDMA Reads that we have open at once
 # Deployed initiators have four receives for what they do not expect (ib_iser, libiscsi).
 UNEXPECTED_MAX: Final = 4
 SPARE_RECEIVES: Final = 64  # besides the window: immediate requests, unsolicited data
@@ -44,9 +45,12 @@ class Stage(Enum):
 
 
 class RdmaService:
-    """What all RDMA connections of a server share. `window`: commands of one connection."""
+    """What all RDMA connections of a server share. `window`: commands of one connection; `crc`:
+    whether FPDUs have one whatever the initiator wants.
+    """
 
-    def __init__(self, engine: Any, channel: Channel, window: int) -> None:
+    def __init__(self, engine: Any, channel: Channel, window: int, *, crc: bool) -> None:
+        self.crc = crc
         self.engine, self.channel = engine, channel
         self.device = Device(engine, channel)
         self.domain: ProtectionDomain = self.device.alloc_pd()
@@ -96,7 +100,11 @@ class RdmaLogin:
     @property
     def _param(self) -> ConnParam:
         return ConnParam(
-            private_data=self.features.to_bytes(), responder_resources=1, initiator_depth=READS
+            private_data=self.features.to_bytes(),
+            responder_resources=1,
+            initiator_depth=READS,
+            crc=self.service.crc,
+            mulpdu=MULPDU_MAX,
         )
 
     def _place(self, start: int, data: bytes) -> np.ndarray[Any, Any]:

@@ -75,6 +75,7 @@ class TargetServer(LiveChanges):
 
     def _listen(self) -> None:
         for place, served in enumerate(self.config.served):
+            self._make_ready_for(served)
             listener, port = portals.listen(self._lanes.first.channel, served.portal)
             self._listening[place] = portals.Listening(served, listener, port, self.config)
         for place in self._listening:

@@ -112,6 +112,13 @@ class ServerCore(ABC):
             share_map(self._engine, unit)
             unit.refresh_gate()
 
+    def _make_ready_for(self, served: ServedPortal) -> None:
+        """Have the engines be ready for what comes to a portal, before anything does: what has to
+        be compiled or loaded first would outlast the patience of an initiator.
+        """
+        for lane in self._lanes.all if served.rdma else ():
+            self._engine.rdma(lane.channel, "iser")
+
     def _hand_units_over(self, target: Target) -> None:
         """Have the engines serve a target's units in memory by themselves, if they are to."""
         if self.config.placement == ENGINE:

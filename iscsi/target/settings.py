@@ -190,6 +190,8 @@ def _limits(server: Table) -> dict[str, Any]:
     for key in ("login_timeout_s", "nop_interval_s", "nop_timeout_s", "data_timeout_s"):
         if server.has(key):
             found[key] = server.seconds(key, 0.0)
+    if server.has("mpa_crc"):
+        found["mpa_crc"] = server.switch("mpa_crc", True)
     if server.has("placement"):
         found["placement"] = server.choice("placement", STREAM, PLACEMENTS)
     return found

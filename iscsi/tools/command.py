@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from iscsi.tools.target import TargetCommand
+from iscsi.wire.iser.registration import REGISTRATIONS
 from ppe import compiling, output
 
 DEFAULT_ENGINE: Final = "inline:"
@@ -144,6 +145,12 @@ def _shared(nested: Any, name: str, text: str) -> argparse.ArgumentParser:
         default=0,
         metavar="N",
         help="completions a wait over a datamover is for (default: half the depth)",
+    )
+    parser.add_argument(
+        "--registration",
+        default="auto",
+        choices=("auto", *REGISTRATIONS),
+        help="how buffers are opened to an iSER target (default: per-io)",
     )
     parser.add_argument(
         "--receive",

@@ -104,6 +104,7 @@ def options(args: argparse.Namespace, url: str | None = None) -> dict[str, Any]:
         "queue_depth": args.depth,
         "placement": args.placement,
         "receive": args.receive,
+        "registration": args.registration,
         "coalesce": args.coalesce,
         "timeout_s": args.timeout,
         "login_timeout_s": min(args.timeout, 10.0),

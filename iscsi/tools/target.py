@@ -146,6 +146,11 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         help="listen here for iSER over software iWARP; then an engine frames PDUs (--placement)",
     )
     add(
+        "--no-mpa-crc",
+        action="store_true",
+        help="iSER without a CRC over its packets (MPA's), unless the initiator wants one",
+    )
+    add(
         "--advertise",
         metavar="HOST[:PORT]",
         action="append",

@@ -30,6 +30,7 @@ _OF_THE_FILE: Final = {
     "units": "--ram, --file, --null",
     "portal": "--portal",
     "iser": "--iser",
+    "no_mpa_crc": "--no-mpa-crc",
     "advertise": "--advertise",
     "iqn": "--iqn",
     "size": "--size",
@@ -104,6 +105,10 @@ def _settings_of_flags(args: argparse.Namespace) -> Settings:
         server["placement"] = args.placement
     elif args.iser:
         server["placement"] = ENGINE
+    if args.no_mpa_crc:
+        if not args.iser:
+            raise UsageError("--no-mpa-crc is about iSER", "name a portal with --iser")
+        server["mpa_crc"] = False
     if args.engines is not None:
         server["engines"] = args.engines
     for word in (*args.portal, *args.iser, *args.advertise):
@@ -266,10 +271,9 @@ def _target(daemon: Daemon, words: dict[str, Any]) -> str:
 
 def _say_ready(daemon: Daemon, control: Path | None, as_json: bool) -> None:
     bound = daemon.server.bound
-    scheme = "iser" if daemon.settings.portals[0].rdma else "iscsi"
-    first = Portal(*bound[0]).address
     urls = [
-        f"{scheme}://{first}/{target.name}/{lun.lun}"
+        f"{scheme}://{address}/{target.name}/{lun.lun}"
+        for scheme, address in _first_of_each_kind(daemon)
         for target in daemon.settings.targets
         for lun in target.luns
     ]
@@ -280,3 +284,11 @@ def _say_ready(daemon: Daemon, control: Path | None, as_json: bool) -> None:
         output.write_json({**found, "control": None if control is None else str(control)})
     else:
         output.say(f"ready: {', '.join(urls)} (pid {os.getpid()})")
+
+
+def _first_of_each_kind(daemon: Daemon) -> list[tuple[str, str]]:
+    """Scheme and address of the first portal over TCP, and of the first over RDMA."""
+    found: dict[str, str] = {}
+    for served, address in zip(daemon.settings.portals, daemon.server.bound, strict=True):
+        found.setdefault("iser" if served.rdma else "iscsi", Portal(*address).address)
+    return list(found.items())

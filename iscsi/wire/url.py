@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Final
 from urllib.parse import unquote
 
+from iscsi.wire.iser.registration import REGISTRATIONS
 from iscsi.wire.names import DEFAULT_PORT, Portal, name_fault, parse_decimal, parse_host
 
 SCHEMES: Final = ("iscsi", "iser")
@@ -25,6 +26,9 @@ OPTIONS: Final[Mapping[str, tuple[str, ...] | None]] = MappingProxyType(
         "auth": ("md5", "sha1", "sha-256", "sha3-256", "none"),
         "force_usn": ("0", "1"),
         "iser": ("", "0", "1"),
+        "mpa_crc": ("0", "1"),
+        "iser_hello": ("0", "1"),
+        "registration": REGISTRATIONS,
     }
 )
 _CUT_PASSWORD: Final = (
@@ -61,6 +65,10 @@ class IscsiUrl:
     def is_iser(self) -> bool:
         """True for iser:// and for the `iser` option."""
         return self.scheme == "iser" or self.options.get("iser", "0") != "0"
+
+    def switch(self, name: str, default: bool) -> bool:
+        """An option that is 0 or 1, or what is the case without it."""
+        return self.options[name] == "1" if name in self.options else default
 
     def __str__(self) -> str:
         """The URL without credentials."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from iscsi.wire.iser.registration import REGISTRATIONS
 from iscsi.wire.lun import LUN
 from iscsi.wire.mover_spec import INITIATOR, UNITS_MAX, MoverSpec
 from ppe.cycle.blocks import Blocks
@@ -16,6 +17,8 @@ from ppe.cycle.services.mover_records import (
     MOVER_OVER,
     MOVER_STATE,
     MOVER_WORDS,
+    TAGS,
+    TAGS_SIZE,
     TARGET_ROLE,
 )
 from shm.atomics import load_acquire
@@ -62,7 +65,8 @@ class Movers:
             self._port.tables.load_datamover()
         else:
             self._port.tables.load_iser()
-        with self._blocks.block(client, MOVER.itemsize + spec.size) as start:
+        tags = self._tags_size(spec)
+        with self._blocks.block(client, MOVER.itemsize + spec.size + tags) as start:
             mover = window(start, 1, MOVER)[0]
             mover["role"] = INITIATOR_ROLE if spec.role == INITIATOR else TARGET_ROLE
             mover["conn"], mover["words"] = start + MOVER.itemsize, words
@@ -70,8 +74,17 @@ class Movers:
             if spec.iser is not None:
                 mover["iser"] = start + MOVER.itemsize + spec.iser_offset
                 mover["skew"] = secrets.randbits(44) << 12
+            if spec.iser is not None and tags:
+                mover["tags"] = start + MOVER.itemsize + spec.size
+                tags_record = window(int(mover["tags"]), 1, TAGS)[0]
+                tags_record["strategy"] = REGISTRATIONS.index(spec.iser.registration)
+                tags_record["iser"] = mover["iser"]
             spec.build(start + MOVER.itemsize, luns)
             self._port.enable_mover(channel, endpoint, start, home, pool, table)
+
+    def _tags_size(self, spec: MoverSpec) -> int:
+        """Bytes for the tags of an initiator's buffers over a queue pair."""
+        return TAGS_SIZE if spec.iser is not None and spec.role == INITIATOR else 0
 
     def make_table(self, channel: int, count: int) -> int:
         """A table of `count` units that the engine serves itself: its id. Raises OSError."""

@@ -28,7 +28,8 @@ class Rnics:
         self._blocks = Blocks("queue pairs and receive queues", _is_over, limit, client_limit)
 
     def call(self, client: int, channel: int, message: dict[str, Any]) -> dict[str, Any]:
-        """Carry out what a client asks for: `do` is domain, srq or enable.
+        """Carry out what a client asks for: `do` is domain, srq, enable, or iser: make ready for
+        datamovers on queue pairs, which may take a while.
 
         Raises ValueError for what cannot be, MemoryError beyond a limit, OSError when the engine
         refuses.
@@ -42,6 +43,9 @@ class Rnics:
         if what == "enable":
             spec = QpSpec.from_message(message.get("spec"))
             self.enable(client, channel, _number(message, "endpoint"), spec)
+            return {}
+        if what == "iser":
+            self._port.tables.load_iser()
             return {}
         raise ValueError(f"{what!r} is nothing that an RNIC does")
 

@@ -75,7 +75,7 @@ def test_a_load_at_a_fixed_rate_sends_no_command_before_it_is_due(bare):
 def test_connections_share_the_commands_outstanding(bare, client):
     bare.process.halt()
     subject = iscsi_scaling.Connections(Plan(-1, -1, True), client, 0.02, lambda run: run)
-    found = subject._run(bare, "read", 4)
+    found = subject.run(bare, "read", 4)
     assert found.details["depth_of_each"] == 8
     assert len(found.details["iops_of_each"]) == 4
     assert found.value == pytest.approx(sum(found.details["iops_of_each"]))

@@ -68,6 +68,7 @@ class SocketTarget(threading.Thread):
         self.side = None
         self.stop = threading.Event()
         self.hang_up = threading.Event()
+        self.heard = threading.Event()  # a login PDU came
 
     @property
     def url(self):
@@ -161,6 +162,7 @@ class SocketTarget(threading.Thread):
         wire.qp.receives.append((0, [(address_of(buffer), LOGIN_RECEIVE)]))
         while not login.done:
             length = wire.receive_one()
+            self.heard.set()
             while self.mute and wire.pump(0.01):  # It never answers a login.
                 if self.stop.is_set():
                     break

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import host
 from host.doors import post_plain
 from host.errors import EngineRefused
 from host.verbs import ConnParam, RecvWr, doors
@@ -229,6 +230,13 @@ def test_an_engine_without_queue_pairs_never_loads_them():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_an_engine_is_made_ready_for_iser_before_anybody_comes():
+    with host.connect("inline:") as engine, engine.channel() as channel:
+        assert engine._port.tables.engine[0]["iser"] == 0
+        assert engine.rdma(channel, "iser") == {}
+        assert engine._port.tables.engine[0]["iser"] != 0
 
 
 def test_the_parameters_of_a_connection_are_looked_at_on_both_sides():

@@ -22,7 +22,6 @@ from iscsi.wire.initiator_task import (
     STAGE_UNSOLICITED,
     STATE_ACTIVE,
     STATE_CANCELLED,
-    TASK_SIZE,
     complete_if_over,
     initiator_at,
     piece_at,
@@ -45,16 +44,17 @@ from iscsi.wire.iser.initiator_credit import (
     may_announce,
     may_send,
     may_send_unexpected,
+    rejected,
     request_sent,
     response_here,
 )
+from iscsi.wire.iser.initiator_tags import iser_task_of
 from iscsi.wire.iser.message import pdu_length
 from iscsi.wire.iser.records import (
     BLOCKED,
     HELLO_DUE,
     HELLO_NONE,
     HELLO_SAID,
-    ISER_TASK_SIZE,
     KIND_RELEASE,
     KIND_SEND,
     RELEASED_NEXT,
@@ -93,6 +93,7 @@ from shm.verbs_numbers import (
 )
 from shm.work_requests import WR_SGES, wc_at, wr_at
 
+REJECTION: Final = int(bhs.Opcode.REJECT)
 ENOENT: Final = errno.ENOENT
 ENOBUFS: Final = errno.ENOBUFS
 OPCODE: Final = int(Violation.OPCODE)
@@ -123,14 +124,6 @@ def on_post(iser: int, post: int, home: int, home_size: int, handle: int) -> int
         its["tag_state"] = TAG_NONE
         its["is_sent"] = 0
     return outcome
-
-
-@nopython
-def iser_task_of(iser: int, address: int) -> int:
-    """Address of the ISER_TASK beside a task."""
-    mine = iser_at(iser)[0]
-    index = (address - initiator_at(mine["conn"])[0]["tasks"]) // TASK_SIZE
-    return int(mine["tasks"] + ISER_TASK_SIZE * index)
 
 
 @nopython
@@ -418,6 +411,8 @@ def _message(iser: int, message: int, length: int, stag: int) -> int:
         _end_data(iser, header, address)
     if address:
         response_here(iser, iser_task_of(iser, address), itt)
+    if opcode == REJECTION:
+        rejected(iser, header, size)
     return feed(conn, header, size)
 
 
@@ -468,21 +463,4 @@ def _hello_reply(iser: int, message: int, length: int) -> int:
     if versions & VERSION_MASK != VERSION:
         return HELLO
     iser_at(iser)[0]["hello"] = HELLO_NONE
-    return 0
-
-
-# --- the end ---------------------------------------------------------------------------------
-
-
-@nopython
-def tag_left(iser: int) -> int:
-    """A tag that is still open, once, for whoever ends the connection; 0: there is none. If it was
-    being invalidated it may be gone already.
-    """
-    mine = iser_at(iser)[0]
-    for index in range(mine["task_count"]):
-        its = iser_task_at(mine["tasks"] + ISER_TASK_SIZE * index)[0]
-        if its["tag_state"] == TAG_LIVE or its["tag_state"] == TAG_RELEASED:
-            its["tag_state"] = TAG_NONE
-            return int(its["write_stag"])
     return 0

@@ -3,9 +3,18 @@ has receives for, nor more of all kinds. A PDU counts until the response that sa
 is done with it; the answer to a ping, which gets none, until that of a request sent after it.
 """
 
+from typing import Final
+
+from iscsi.wire import bhs
+from iscsi.wire.initiator_task import task_of
+from iscsi.wire.iser.initiator_tags import iser_task_of
 from iscsi.wire.iser.records import iser_at, iser_task_at
 from iscsi.wire.port import port_at
 from shm.jit import nopython
+from shm.memory import load_8, load_32_be
+
+DATA_OUT: Final = int(bhs.Opcode.DATA_OUT)
+NOP_OUT: Final = int(bhs.Opcode.NOP_OUT)
 
 
 @nopython
@@ -96,3 +105,48 @@ def response_here(iser: int, its: int, itt: int) -> None:
     if mine["mark"] == itt + 1:
         _count(iser, -mine["marked"], -mine["marked"])
         mine["marked"], mine["mark"] = 0, 0
+
+
+@nopython
+def data_out_rejected(iser: int, its: int) -> None:
+    """A Data-Out of a command was rejected, so that its receive is back before the Response."""
+    task = iser_task_at(its)[0]
+    if task["is_sent"] and task["data_outs"] > 0:
+        task["data_outs"] -= 1
+        _count(iser, -1, -1)
+
+
+@nopython
+def answer_rejected(iser: int) -> None:
+    """An answer to a ping was rejected: one of those sent last, if there is one."""
+    mine = iser_at(iser)[0]
+    if mine["unmarked"] > 0:
+        mine["unmarked"] -= 1
+    elif mine["marked"] > 0:
+        mine["marked"] -= 1
+    else:
+        return
+    _count(iser, -1, -1)
+
+
+@nopython
+def rejected(iser: int, header: int, size: int) -> None:
+    """A Reject has the header of a PDU of ours in its data (RFC 7143 §11.17): its receive is back,
+    and what was waited for to say so may never come.
+    """
+    theirs = header + bhs.BHS_LENGTH + 4 * load_8(header + bhs.OFFSET_TOTAL_AHS_WORDS)
+    if theirs + bhs.BHS_LENGTH > header + size:
+        return
+    opcode, itt = load_8(theirs) & bhs.OPCODE_MASK, load_32_be(theirs + bhs.OFFSET_ITT)
+    if itt == bhs.RESERVED_TAG:
+        if opcode == NOP_OUT:
+            answer_rejected(iser)
+        return
+    address = task_of(iser_at(iser)[0]["conn"], itt)
+    if address == 0:
+        return
+    its = iser_task_of(iser, address)
+    if opcode == DATA_OUT:
+        data_out_rejected(iser, its)
+    else:
+        response_here(iser, its, itt)

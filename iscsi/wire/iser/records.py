@@ -11,6 +11,7 @@ import numpy as np
 
 from iscsi.wire.bhs import BHS_LENGTH, MAX_AHS_LENGTH
 from iscsi.wire.iser.header import ISER_HEADER_LENGTH
+from iscsi.wire.iser.registration import REGISTRATIONS
 from iscsi.wire.port import QUEUE, build_queue, plan, port_at, queue_at, round_up
 from shm.layout import Field, offset, record
 from shm.view import opener, window
@@ -116,7 +117,8 @@ class IserLimits:
     """What bounds an ISER, and what both ends agreed on. `receives` buffers for Sends with up to
     `data_length` bytes of data; `depth`: an initiator's IRD, a target's ORD; `unexpected_limit` and
     `pdu_limit`: what the peer has receives for (0: no limit); `own_limit`: what it may send of
-    the first kind; `hello`: the connection begins with one.
+    the first kind; `hello`: the connection begins with one; `registration`: how an initiator opens
+    its buffers.
     """
 
     receives: int = 128
@@ -127,6 +129,7 @@ class IserLimits:
     own_limit: int = 0
     remote_invalidate: bool = False
     hello: bool = False
+    registration: str = REGISTRATIONS[0]
 
     def __post_init__(self) -> None:
         if self.receives < 2 or self.data_length < BHS_LENGTH:
@@ -135,6 +138,10 @@ class IserLimits:
             raise ValueError(f"depth {self.depth} is outside 1..65535")
         if not 0 <= self.own_limit <= OWN_LIMIT_MAX:
             raise ValueError(f"own_limit {self.own_limit} is outside 0..{OWN_LIMIT_MAX}")
+        if self.registration not in REGISTRATIONS:
+            raise ValueError(
+                f"registration {self.registration!r}: choose from {', '.join(REGISTRATIONS)}"
+            )
         if self.unexpected_limit < 0 or self.pdu_limit < 0:
             raise ValueError("a limit is 0 for none, or positive")
 

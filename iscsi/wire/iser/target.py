@@ -449,8 +449,12 @@ def _data_out(iser: int, header: int, size: int) -> int:
     if load_32_be(header + bhs.OFFSET_TTT) != bhs.RESERVED_TAG:
         return SOLICITED_DATA
     address = task_of(conn, load_32_be(header + bhs.OFFSET_ITT))
-    if address:
-        its = iser_task_at(iser_task_of(iser, address))[0]
-        its["unsolicited"] += load_24_be(header + bhs.OFFSET_DATA_SEGMENT_LENGTH)
-        its["data_outs"] += 1
-    return feed(conn, header, size)
+    if address == 0:
+        return feed(conn, header, size)
+    its, rejects = iser_task_at(iser_task_of(iser, address))[0], target_at(conn)[0]["rejects"]
+    its["unsolicited"] += load_24_be(header + bhs.OFFSET_DATA_SEGMENT_LENGTH)
+    its["data_outs"] += 1
+    outcome = feed(conn, header, size)
+    if target_at(conn)[0]["rejects"] != rejects and its["data_outs"] > 0:
+        its["data_outs"] -= 1  # The Reject says that its receive is back.
+    return outcome

@@ -19,6 +19,7 @@ from ppe.cycle.regions import resolve
 from ppe.cycle.rnic import memory
 from ppe.cycle.rnic.iwarp.records import qp_at
 from ppe.cycle.rnic.records import SGE_SIZE, WR_SGES, rq_at, sge_at, wc_at, wr_at
+from ppe.cycle.services import iser_tags as tags
 from ppe.cycle.services import mover_roles as roles
 from ppe.cycle.services import rdma_core as core
 from ppe.cycle.services.mover_events import fill_post, finish_by_event
@@ -40,6 +41,7 @@ from shm.jit import callback, nopython
 from shm.records import wqe_at
 from shm.verbs_numbers import (
     ACCESS_LOCAL_WRITE,
+    ACCESS_MW_BIND,
     WC_LOCAL_INV,
     WC_RECV,
     WC_WITH_INV,
@@ -55,8 +57,6 @@ PARTS: Final = ctypes.c_int64
 # page that no address is in.
 FIRST_ADDRESS: Final = 4096
 EVERYTHING: Final = 1 << 47
-# What the peer calls the first byte of any tag's memory: it learns no address of ours.
-TAG_BASE: Final = 1 << 32
 # Domains of connections lie apart from those of clients, which are ids of endpoints.
 DOMAIN_BIT: Final = 1 << 40
 
@@ -93,11 +93,15 @@ def _name_memory(mover: int, wr: int) -> None:
 def _open(engine: int, index: int, wr: int) -> None:
     """Make the tag that an initiator asks for."""
     mover = mover_at(endpoint_at(endpoint_of(engine, index))[0]["mover"])[0]
-    request, domain = wr_at(wr)[0], _domain(engine, index)
-    address, length = request["bind_addr"], request["bind_length"]
-    access = request["bind_access"]
-    stag = memory.register(_table(engine), domain, domain, address, length, TAG_BASE, access)
-    initiator.tagged(mover["iser"], request["token"], max(stag, 0), TAG_BASE, False)
+    request = wr_at(wr)[0]
+    stag, base, is_kept = tags.acquire(
+        engine,
+        mover["tags"],
+        request["bind_addr"],
+        request["bind_length"],
+        request["bind_access"],
+    )
+    initiator.tagged(mover["iser"], request["token"], stag, base, is_kept)
 
 
 @nopython
@@ -136,18 +140,17 @@ def _take(engine: int, index: int, wc: int) -> int:
     """One completion: 0, or what ends the connection. A tag that is invalidated is given back."""
     mover = mover_at(endpoint_at(endpoint_of(engine, index))[0]["mover"])[0]
     done, iser = wc_at(wc)[0], mover["iser"]
-    table, domain = _table(engine), _domain(engine, index)
     is_initiator = mover["role"] == INITIATOR_ROLE
     if done["opcode"] & WC_RECV:
-        if done["flags"] & WC_WITH_INV:
-            memory.deregister(table, done["invalidated_rkey"], domain)
+        if is_initiator and done["flags"] & WC_WITH_INV:
+            tags.release(mover["tags"], done["invalidated_rkey"])
         if is_initiator:
             return initiator.received(iser, wc)
         return target.received(iser, wc)
     if done["opcode"] == WC_LOCAL_INV and done["status"] == 0:
         send = send_at(work.send_of(iser, done["token"]))[0]
         if send["kind"] == KIND_RELEASE:
-            memory.deregister(table, send["stag"], domain)
+            tags.release(mover["tags"], send["stag"])
     return initiator.sent(iser, wc) if is_initiator else target.sent(iser, wc)
 
 
@@ -234,12 +237,14 @@ def _start(engine: int, index: int) -> int:
         return EBUSY
     domain = _domain(engine, index)
     skewed = memory.wrap(FIRST_ADDRESS + mover["skew"])
-    key = memory.register(
-        _table(engine), domain, domain, FIRST_ADDRESS, EVERYTHING, skewed, ACCESS_LOCAL_WRITE
-    )
+    access = ACCESS_LOCAL_WRITE | ACCESS_MW_BIND  # which no peer can use either
+    key = memory.register(_table(engine), domain, domain, FIRST_ADDRESS, EVERYTHING, skewed, access)
     if key < 0:
         return key
     mover["key"] = key
+    if mover["tags"] != 0:
+        number = qp_at(held["core"])[0]["number"]
+        tags.begin(mover["tags"], _table(engine), domain, number, key, mover["skew"])
     qp_at(held["core"])[0]["pd"] = domain
     rq_at(rq)[0]["pd"] = domain
     _pump(engine, index)
@@ -268,15 +273,17 @@ def _end(engine: int, index: int, status: int) -> int:
 
 @nopython
 def _uses(engine: int, index: int, start: int, end: int) -> int:
-    """1 if the connection still needs memory between two addresses: the host's block, what a tag
-    opens, what work under way names.
+    """1 if the connection still needs memory between two addresses: the host's block, what the tag
+    of a command opens, what work under way names. Other tags there are closed.
     """
     mover = mover_at(endpoint_at(endpoint_of(engine, index))[0]["mover"])[0]
     if mover["home"] >= start and mover["home"] < end:
         return 1
     if roles.places_into(mover["role"], mover["conn"], start, end):
         return 1
-    return 1 if tx.names(mover["conn"], start, end) else 0
+    if tx.names(mover["conn"], start, end):
+        return 1
+    return 0 if mover["tags"] == 0 else tags.forget(mover["tags"], start, end)
 
 
 @callback(PARTS, PARTS, PARTS, PARTS, PARTS)

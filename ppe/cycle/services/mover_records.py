@@ -25,7 +25,34 @@ MOVER: Final = record(
     Field("iser", "<i8"),
     Field("key", "<i8"),
     Field("skew", "<i8"),
+    Field("tags", "<i8"),  # and, of an initiator, address of its TAGS
     size=128,
+)
+# How an initiator over a queue pair opens its buffers (`iser_tags`).
+TAGS: Final = record(
+    Field("strategy", "<i8"),  # its place in REGISTRATIONS
+    Field("iser", "<i8"),  # address of the ISER
+    Field("table", "<i8"),  # address of the MR_TABLE
+    Field("domain", "<i8"),
+    Field("qp", "<i8"),  # number of the queue pair
+    Field("key", "<i8"),  # of all memory, and what to add to an address under it
+    Field("skew", "<i8"),
+    Field("count", "<i8"),  # KEPTs that are used
+    Field("clock", "<i8"),
+    Field("hits", "<i8"),
+    Field("misses", "<i8"),
+    Field("evictions", "<i8"),
+    Field("bypasses", "<i8"),  # tags for one command, because there was no room to keep them
+    size=128,
+)
+# A tag that is kept: of a buffer, of a region, or an idle window, which has no memory.
+KEPT: Final = record(
+    Field("stag", "<i8"),
+    Field("start", "<i8"),
+    Field("end", "<i8"),
+    Field("access", "<i8"),
+    Field("used", "<i8"),  # `clock` of the last use
+    size=40,
 )
 # What the host may read of a connection at any time, without asking.
 MOVER_WORDS: Final = record(
@@ -38,6 +65,12 @@ MOVER_WORDS: Final = record(
     size=64,
 )
 mover_at = opener(MOVER)
+tags_at = opener(TAGS)
+kept_at = opener(KEPT)
+TAGS_HEAD: Final = TAGS.itemsize
+KEPT_SIZE: Final = KEPT.itemsize
+KEPT_MAX: Final = 64
+TAGS_SIZE: Final = TAGS_HEAD + KEPT_MAX * KEPT_SIZE
 MOVER_STATE: Final = offset(MOVER, "state")
 INITIATOR_ROLE: Final = 1
 TARGET_ROLE: Final = 2

@@ -20,6 +20,7 @@ from ppe.cycle.rnic.iwarp.core import (
     untake,
     wc_next,
 )
+from ppe.cycle.rnic.iwarp.records import SOURCE_NONE
 from ppe.cycle.rnic.receive import NONE, entry_of, give_entry, take_buffer
 from ppe.cycle.rnic.records import rq_at, rq_entry_at
 from shm.jit import nopython
@@ -50,6 +51,17 @@ def want_address(qp: int) -> int:
 def want_length(qp: int) -> int:
     """How many of them; 0: not known yet."""
     return int(qp_at(qp)[0]["want_length"])
+
+
+@nopython
+def has_few_to_send(qp: int, limit: int) -> bool:
+    """Whether it has messages to send, all of our own, all of them whole, and below a limit."""
+    mine = qp_at(qp)[0]
+    if mine["tx_made"] != mine["tx_sent"] or mine["irq_next"] != mine["irq_tail"]:
+        return False
+    if mine["tx_bytes"] != 0 and mine["tx_source"] != SOURCE_NONE:
+        return False
+    return bool(0 < mine["sq_posted"] - mine["sq_next"] < limit)
 
 
 @nopython

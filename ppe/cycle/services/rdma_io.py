@@ -34,9 +34,15 @@ _BYTES_PLACED, _BYTES_STAGED = INDEX["bytes_placed"], INDEX["bytes_staged"]
 
 # Payload of which so much is missing is received straight to its place, in front of what follows.
 DIRECT_MIN: Final = 4096
-# Behind such a payload only the CRC and the next header are asked for, so that the next payload,
-# too, goes to its place without a copy.
-AHEAD_OF_LARGE: Final = 64
+# Behind such a payload only a CRC, a small message and the next header are asked for, so that the
+# next payload, too, goes to its place without a copy; and so for some receives after the last one,
+# since large payloads come with small messages between them.
+AHEAD_OF_LARGE: Final = 192
+LARGE_KEPT: Final = 8
+# While a large payload is coming in, a few messages wait for others to go out with them, at most so
+# many passes: each call of the transport costs as much as some 30 KiB of payload.
+LATER_MAX: Final = 4
+LATER_MESSAGES: Final = 8
 
 
 @nopython
@@ -51,8 +57,8 @@ def receive_once(engine: int, index: int) -> bool:
         direct = 0
     else:
         libc.fill_vector(mine["vectors"], 0, place, direct)
-        held["ahead"] = AHEAD_OF_LARGE
-    ahead = held["ahead"]
+        held["large"] = LARGE_KEPT
+    ahead = AHEAD_OF_LARGE if held["large"] > 0 else mine["staging_size"]
     libc.fill_vector(mine["vectors"], 1 if direct > 0 else 0, mine["staging"], ahead)
     got = tcp.receive(engine, index, 2 if direct > 0 else 1)
     if got <= 0:
@@ -77,8 +83,7 @@ def receive_once(engine: int, index: int) -> bool:
         _end(engine, index)
         return False
     # A message of small pieces is better copied than received one piece at a time.
-    is_large = core.want_length(qp) >= DIRECT_MIN or (direct > 0 and got >= direct)
-    held["ahead"] = AHEAD_OF_LARGE if is_large else mine["staging_size"]
+    held["large"] = max(held["large"] - 1, 0)
     if got < direct + ahead and endpoint["readable"] != HUNG_UP:
         endpoint["readable"] = 0
         stay_hot(engine, index)
@@ -103,7 +108,14 @@ def _end(engine: int, index: int) -> None:
 def progress(engine: int, index: int) -> int:
     """Send, then tell the host what is over. How many calls of the transport."""
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
-    qp = held_at(endpoint["qp"])[0]["core"]
+    held = held_at(endpoint["qp"])[0]
+    qp = held["core"]
+    if _waits_for_more(endpoint["qp"]):
+        held["later"] += 1
+        tell(engine, index)
+        queue_transmit(engine, index)
+        return 1
+    held["later"] = 0
     done = 0
     while endpoint["writable"] != 0:
         if done == CALLS_PER_VISIT:
@@ -120,6 +132,15 @@ def progress(engine: int, index: int) -> int:
     elif endpoint["shut"] != NONE and core.has_sent_all(qp):
         shut_now(engine, index)
     return done
+
+
+@nopython
+def _waits_for_more(at: int) -> bool:
+    """Whether what a HELD has to send may wait for another pass."""
+    held = held_at(at)[0]
+    if held["later"] >= LATER_MAX or core.want_length(held["core"]) < DIRECT_MIN:
+        return False
+    return core.has_few_to_send(held["core"], LATER_MESSAGES)
 
 
 @nopython

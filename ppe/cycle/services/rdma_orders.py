@@ -114,7 +114,6 @@ def _enable(engine: int, wqe: int) -> int:
         held["shared"] = shared
         core.share_rq(held["core"], its["core"])
     held["domain"] = domain
-    held["ahead"] = engine_at(engine)[0]["staging_size"]
     endpoint["qp"] = entry["arg0"]
     endpoint["service"] = engine_at(engine)[0]["rdma"]
     return 0

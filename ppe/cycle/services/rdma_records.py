@@ -21,10 +21,11 @@ HELD: Final = record(
     Field("domain", "<i8"),  # indices of endpoints it rests on; -1 for none
     Field("shared", "<i8"),
     Field("started", "<i8"),  # 0: receives may be posted, nothing moves yet
-    Field("ahead", "<i8"),  # bytes to receive beyond those whose place is known
     Field("sq_done", "<i8"),  # work requests of the send queue that are over
     Field("told_event", "<i8"),  # 1: its end was announced
-    size=64,
+    Field("large", "<i8"),  # receives in which a large payload is looked for yet
+    Field("later", "<i8"),  # passes in which what is to be sent waited for more
+    size=128,
 )
 rnic_at = opener(RNIC)
 held_at = opener(HELD)

@@ -4,6 +4,7 @@ an ordinary socket, through software iWARP on both sides.
 
 import asyncio
 import socket
+import threading
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import host.inline
 import iscsi
 import ppe.cycle.services.iser  # noqa: F401 - compiles while tests are collected
 from iscsi.session import initiator
-from iscsi.session.errors import ConnectionLost, LoginTimeout, NotSupported
+from iscsi.session.errors import ConnectionLost, LoginTimeout
 from iscsi.session.initiator import InitiatorSession
 from iscsi.session.options import NEVER
 from iscsi.wire import scsi
@@ -132,14 +133,14 @@ def test_many_commands_are_under_way_at_once(engine):
 def test_a_target_that_says_nothing_to_a_login_is_given_up(engine):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"iser://127.0.0.1:{listener.getsockname()[1]}/{NAME}/0"
-        with pytest.raises(LoginTimeout, match="did not answer"):
+        with pytest.raises(LoginTimeout, match="did not finish the login"):
             InitiatorSession(engine, url, recovery=NEVER, login_timeout_s=0.5)
         assert registered(engine) == 0
 
 
 def test_a_target_that_starts_and_does_not_answer_the_login_is_given_up(engine):
     with SocketTarget(mute=True) as target:
-        with pytest.raises(LoginTimeout, match="did not answer"):
+        with pytest.raises(LoginTimeout, match="did not finish the login"):
             InitiatorSession(engine, target.url, recovery=NEVER, login_timeout_s=0.5)
         assert registered(engine) == 0
 
@@ -165,9 +166,143 @@ def test_a_target_that_does_not_hang_up_after_a_logout_is_not_waited_for(engine)
                 write_and_read(session, 0, 8)
 
 
-def test_an_event_loop_is_not_blocked_by_a_login_over_rdma(engine):
-    async def open_later():
-        await iscsi.aopen(f"iser://127.0.0.1:1/{NAME}/0", engine)
+@pytest.mark.parametrize(
+    ("pieces", "blocks", "commands", "copied"),
+    [(16, 8, 1, 16), (2, 128, 2, 0), (1, 40, 1, 0)],
+    ids=["small ones share a command", "large ones have one each", "one is no list"],
+)
+def test_lists_of_buffers_become_few_commands(either, pieces, blocks, commands, copied):
+    size = blocks * BLOCK
+    with (
+        SocketTarget() as target,
+        iscsi.open(target.url, either, recovery=NEVER) as device,
+        device.alloc(2 * pieces * size) as memory,
+    ):
+        # Every other piece, so that no two are neighbours; the last one first.
+        lie = [memory.array[2 * n * size : (2 * n + 1) * size] for n in reversed(range(pieces))]
+        data = pattern(pieces * size, 5)
+        for number, piece in enumerate(lie):
+            piece[:] = data[number * size : (number + 1) * size]
+        before = counts(target.side.qp)
+        device.writev(3, lie)
+        for piece in lie:
+            piece[:] = 0
+        device.readv(3, lie)
+        assert np.array_equal(np.concatenate(lie), data)
+        after = counts(target.side.qp)
+        for kind in (WR_RDMA_READ, WR_RDMA_WRITE):
+            assert after[kind] - before.get(kind, 0) == commands
+        assert device.copied_bytes == 2 * copied * size
 
-    with pytest.raises(NotSupported, match="event loop"):
-        asyncio.run(open_later())
+
+# --- in an event loop ------------------------------------------------------------------------
+
+
+async def open_in_loop(target, engine, **options):
+    return await iscsi.aopen(target.url, engine, recovery=NEVER, **options)
+
+
+def in_a_loop(work):
+    """Run it in an event loop; it must not take for ever."""
+
+    async def limited():
+        async with asyncio.timeout(60):
+            await work()
+
+    asyncio.run(limited())
+
+
+@pytest.fixture(params=["inline", "daemon"])
+def watched(request):
+    """Engines that an event loop can watch."""
+    name = "inline:?readiness=epoll"
+    if request.param == "daemon":
+        name = request.getfixturevalue("daemon")
+    with host.connect(name) as handle:
+        yield handle
+
+
+def test_many_transfers_are_under_way_in_an_event_loop(watched):
+    async def work():
+        async with await open_in_loop(target, watched) as device:
+            data = {lba: pattern(40 * BLOCK, lba).tobytes() for lba in range(0, 400, 40)}
+            await asyncio.gather(*(device.write(lba, data[lba]) for lba in data))
+            found = await asyncio.gather(*(device.read(lba, 40) for lba in data))
+            assert [bytes(each) for each in found] == list(data.values())
+
+    with SocketTarget() as target:
+        in_a_loop(work)
+
+
+def test_the_loop_goes_on_while_a_target_says_nothing_to_a_login(watched):
+    turns = []
+
+    async def count():
+        while True:
+            turns.append(1)
+            await asyncio.sleep(0.01)
+
+    async def work():
+        counting = asyncio.create_task(count())
+        with pytest.raises(LoginTimeout, match="did not finish the login"):
+            await open_in_loop(target, watched, login_timeout_s=0.5)
+        counting.cancel()
+
+    with SocketTarget(mute=True) as target:
+        in_a_loop(work)
+    assert len(turns) > 5
+
+
+def test_a_login_that_is_cancelled_leaves_nothing():
+    async def work():
+        opening = asyncio.create_task(open_in_loop(target, engine))
+        while not target.heard.is_set():
+            await asyncio.sleep(0.01)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+
+    with host.connect("inline:?readiness=epoll") as engine, SocketTarget(mute=True) as target:
+        in_a_loop(work)
+        assert registered(engine) == 0
+
+
+def test_a_connection_lost_in_an_event_loop_is_made_again(watched):
+    async def work():
+        async with await iscsi.aopen(target.url, watched) as device:
+            data = pattern(64 * BLOCK, 1).tobytes()
+            await device.write(0, data)
+            target.hang_up.set()
+            assert bytes(await device.read(0, 64)) == data
+            assert device.recoveries == 1
+
+    with SocketTarget() as target:
+        in_a_loop(work)
+        assert target.served == 2
+
+
+def test_a_target_that_is_not_there_is_said_in_an_event_loop(watched):
+    async def work():
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        with pytest.raises(ConnectionRefusedError):
+            await iscsi.aopen(f"iser://127.0.0.1:{port}/{NAME}/0", watched, recovery=NEVER)
+
+    in_a_loop(work)
+
+
+def hear_and_close(listener):
+    """Take one connection, read what it says first, and close."""
+    with listener.accept()[0] as connection:
+        connection.recv(4096)
+
+
+def test_a_peer_that_closes_in_the_start_up_is_named(engine):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        closing = threading.Thread(target=hear_and_close, args=[listener])
+        closing.start()
+        url = f"iser://127.0.0.1:{listener.getsockname()[1]}/{NAME}/0"
+        with pytest.raises(ConnectionLost, match="ended the connection during the login"):
+            InitiatorSession(engine, url, recovery=NEVER)
+        closing.join(20)
+        assert registered(engine) == 0

@@ -17,7 +17,6 @@ from iscsi.session.errors import (
     ConnectionLost,
     LoginTimeout,
     NoSuchUnit,
-    NotSupported,
     TooManyRedirects,
 )
 from iscsi.session.options import NEVER
@@ -86,14 +85,6 @@ def serve_zeros(peer):
 def test_a_typo_in_the_url_is_named(engine, url, said):
     with pytest.raises(UrlError, match=said):
         open_once(url, engine)
-
-
-def test_what_is_not_built_yet_says_so_without_connecting(engine):
-    async def open_later():
-        await iscsi.aopen("iser://h/iqn.2026-01.a:b/0", engine)
-
-    with pytest.raises(NotSupported, match="event loop"):
-        asyncio.run(open_later())
 
 
 def test_an_absent_target_is_refused_with_its_address(engine):

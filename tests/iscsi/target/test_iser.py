@@ -310,6 +310,51 @@ def test_chap_works_over_rdma():
         serving.wait_idle()
 
 
+@pytest.mark.parametrize("ours", [True, False], ids=["wanted here", "not here"])
+@pytest.mark.parametrize("theirs", [True, False], ids=["wanted there", "not there"])
+def test_there_is_a_crc_if_either_side_wants_one(ours, theirs, monkeypatch):
+    agreed = []
+    with OverRdma(placement="engine", mpa_crc=theirs) as serving:
+        with host.connect("inline:") as engine:
+            ask = engine.rdma
+
+            def noted(channel, do, **fields):
+                agreed.extend(fields["spec"]["crc"] for _ in range(do == "enable"))
+                return ask(channel, do, **fields)
+
+            monkeypatch.setattr(engine, "rdma", noted)
+            with iscsi.open(serving.url, engine, mpa_crc=ours) as device:
+                data = pattern(300 * BLOCK).tobytes()
+                device.write(0, data)
+                assert bytes(device.read(0, 300)) == data
+            with iscsi.open(f"{serving.url}?mpa_crc={int(not ours)}", engine, mpa_crc=ours):
+                pass
+        serving.wait_idle()
+    assert agreed == [ours or theirs, theirs or not ours], "the URL says it, or else the option"
+
+
+@pytest.mark.parametrize("placement", ["engine", "datamover"])
+def test_a_session_that_wants_to_begins_with_a_hello(placement, monkeypatch):
+    begun = []
+    with OverRdma(placement=placement) as serving, host.connect("inline:") as engine:
+        for each in (engine, serving.engine):
+            enable = each.enable_mover
+
+            def noted(channel, endpoint, message, enable=enable, **place):
+                begun.append((message["role"], message["iser"]["hello"]))
+                enable(channel, endpoint, message, **place)
+
+            monkeypatch.setattr(each, "enable_mover", noted)
+        for says in (True, False):
+            with iscsi.open(serving.url, engine, iser_hello=says) as device:
+                data = pattern(300 * BLOCK, says).tobytes()
+                device.write(0, data)
+                assert bytes(device.read(0, 300)) == data
+            assert set(begun) == {("initiator", says), ("target", says)}
+            begun.clear()
+        serving.wait_idle()
+
+
 @pytest.mark.parametrize(
     "message",
     [

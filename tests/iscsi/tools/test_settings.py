@@ -286,6 +286,15 @@ def test_a_portal_for_iser_has_an_engine_frame_its_pdus(words, portals, placemen
     assert found.limits["placement"] == placement
 
 
+def test_a_crc_over_rdma_is_wanted_unless_the_settings_say_otherwise(tmp_path):
+    assert load_file(write(tmp_path, RDMA)).limit("mpa_crc")
+    without = RDMA.replace("placement =", "mpa_crc = false\n    placement =")
+    assert not load_file(write(tmp_path, without)).limit("mpa_crc")
+    assert not flags("--iser", "127.0.0.1:3262", "--no-mpa-crc").limit("mpa_crc")
+    with pytest.raises(UsageError, match="--no-mpa-crc is about iSER"):
+        flags("--no-mpa-crc")
+
+
 def test_an_address_for_iser_that_is_none_is_named():
     with pytest.raises(UsageError, match="nowhere:at:all"):
         flags("--iser", "nowhere:at:all")

@@ -123,6 +123,14 @@ def test_no_password_is_shown_however_it_is_cut(front, pieces):
         assert "hunter" not in shown, shown
 
 
+def test_what_is_on_or_off_over_rdma_is_said_by_0_or_1():
+    url = parse_url(f"iser://h/{IQN}/0?mpa_crc=0&iser_hello=1")
+    assert [url.switch("mpa_crc", True), url.switch("iser_hello", False)] == [False, True]
+    assert parse_url(f"iser://h/{IQN}/0").switch("mpa_crc", True)
+    with pytest.raises(UrlError, match="mpa_crc='maybe': expected one of 0, 1"):
+        parse_url(f"iser://h/{IQN}/0?mpa_crc=maybe")
+
+
 def test_iser_is_asked_for_by_scheme_or_option():
     urls = [f"iser://h/{IQN}/0", f"iscsi://h/{IQN}/0?iser", f"iscsi://h/{IQN}/0?iser=0"]
     assert [parse_url(url).is_iser for url in urls] == [True, True, False]

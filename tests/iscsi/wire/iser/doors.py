@@ -1,6 +1,6 @@
 """Doors from Python into iSER's compiled halves: one a role, so that each is compiled once."""
 
-from iscsi.wire.iser import initiator, target, work
+from iscsi.wire.iser import initiator, initiator_tags, target, work
 from shm.jit import entry
 
 POST, WORK, RECEIVE, TAGGED, SENT, RECEIVED, LEFT = range(7)
@@ -22,7 +22,7 @@ def initiator_half(iser, what, first, second, third, fourth):
         return initiator.sent(iser, first)
     if what == RECEIVED:
         return initiator.received(iser, first)
-    return initiator.tag_left(iser)
+    return initiator_tags.tag_left(iser)
 
 
 @entry("int64(intp, int64, intp, intp, int64, int64)")

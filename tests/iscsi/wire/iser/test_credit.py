@@ -4,6 +4,7 @@ import pytest
 
 from iscsi.wire import bhs
 from iscsi.wire.bhs import Opcode
+from iscsi.wire.errors import RejectReason
 from iscsi.wire.iser.records import IserLimits, iser_at
 from iscsi.wire.keys import SessionParams
 from tests.iscsi.wire.full_feature import BLOCK, pattern
@@ -91,6 +92,78 @@ def test_answers_to_pings_count_until_a_later_request_has_its_response():
     assert sent(side) == [0, 0, 1]
     alone.send(alone.response(first))
     assert sent(side) == [0, 0, 1, 0]
+    assert int(iser_at(side.iser)[0]["unexpected"]) == 1
+
+
+def reject(alone, header):
+    """A Reject of a PDU with this header."""
+    reason = RejectReason.PROTOCOL_ERROR
+    alone.send(alone.response(NO_TAG, bytes(header), opcode=Opcode.REJECT, reject_reason=reason))
+
+
+def headers_of(side):
+    """Headers of what an initiator sent."""
+    return [message[28:76] for message in side.qp.messages]
+
+
+def test_a_reject_gives_back_what_the_rejected_request_took():
+    side = IserInitiator(
+        SessionParams(), LENGTHS, limits=IserLimits(receives=16, unexpected_limit=2)
+    )
+    alone = LoneTarget(side)
+    header = bhs.encode_pdu(Opcode.TASK_MANAGEMENT_REQUEST, immediate=1, function=5, itt=NO_TAG)
+    for number in range(3):
+        side.initiator.send_control(header, user_data=number)
+    alone.turn()
+    assert sent(side) == [2, 2], "the third request waits"
+    reject(alone, headers_of(side)[0])
+    assert sent(side) == [2, 2, 2]
+    assert int(iser_at(side.iser)[0]["unexpected"]) == 2
+    reject(alone, headers_of(side)[0])
+    assert int(iser_at(side.iser)[0]["unexpected"]) == 2, "it was given back before"
+
+
+def test_a_reject_gives_back_what_an_answer_to_a_ping_took():
+    side = IserInitiator(
+        SessionParams(), LENGTHS, limits=IserLimits(receives=16, unexpected_limit=2)
+    )
+    alone = LoneTarget(side)
+    for number in range(3):
+        ping = alone.response(NO_TAG, opcode=Opcode.NOP_IN, ttt=number, stat_sn=side.stat_sn)
+        alone.send(ping)
+    assert sent(side) == [0, 0], "the third answer waits"
+    reject(alone, headers_of(side)[0])
+    assert sent(side) == [0, 0, 0]
+    for _ in range(5):
+        reject(alone, headers_of(side)[0])
+    assert int(iser_at(side.iser)[0]["unexpected"]) == 0, "never less than nothing"
+    assert int(iser_at(side.iser)[0]["pdus"]) == 0
+
+
+def test_a_reject_of_unsolicited_data_gives_back_that_pdu_and_its_command_the_rest():
+    side = IserInitiator(OPEN, LENGTHS, limits=IserLimits(receives=64, unexpected_limit=8))
+    alone = LoneTarget(side)
+    tag = side.write(0, 96, pattern(96 * BLOCK))
+    alone.turn()
+    mine = iser_at(side.iser)[0]
+    assert (int(mine["unexpected"]), int(mine["pdus"])) == (6, 7)
+    data_outs = [each for each in headers_of(side) if each[0] == Opcode.DATA_OUT]
+    reject(alone, data_outs[2])
+    assert (int(mine["unexpected"]), int(mine["pdus"])) == (5, 6)
+    alone.send(alone.response(tag))
+    assert (int(mine["unexpected"]), int(mine["pdus"])) == (0, 0)
+
+
+@pytest.mark.parametrize("length", [0, 47])
+def test_a_reject_without_a_header_gives_nothing_back(length):
+    side = IserInitiator(
+        SessionParams(), LENGTHS, limits=IserLimits(receives=16, unexpected_limit=2)
+    )
+    alone = LoneTarget(side)
+    header = bhs.encode_pdu(Opcode.TASK_MANAGEMENT_REQUEST, immediate=1, function=5, itt=NO_TAG)
+    side.initiator.send_control(header, user_data=1)
+    alone.turn()
+    reject(alone, headers_of(side)[0][:length])
     assert int(iser_at(side.iser)[0]["unexpected"]) == 1
 
 
