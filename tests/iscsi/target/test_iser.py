@@ -15,10 +15,10 @@ import host
 import iscsi
 import ppe.cycle.services.iser  # noqa: F401 - compiles while tests are collected
 from host.verbs import ConnParam, Device, QpCap
+from iscsi.session.core import SessionCore
 from iscsi.session.errors import AuthError
 from iscsi.session.initiator import InitiatorSession
 from iscsi.session.options import NEVER
-from iscsi.session.rdma import connect
 from iscsi.target.access import AccessPolicy, Grant, TargetAccess
 from iscsi.target.config import ServedPortal, ServerConfig
 from iscsi.target.connection import NO_DEADLINE, Connection
@@ -279,15 +279,26 @@ def test_discovery_over_rdma_names_the_portals_over_rdma(over_rdma):
     over_rdma.wait_idle()
 
 
-def test_unsolicited_data_that_might_outnumber_our_receives_is_not_agreed_on(over_rdma):
+def test_unsolicited_data_that_might_outnumber_our_receives_is_not_agreed_on(
+    over_rdma, monkeypatch
+):
     proposal = Proposal(SessionParams(initial_r2t=False), iser=IserParams())
-    login = InitiatorLogin("iqn.2026-01.org.example:raw", NAME, isid=1 << 47, proposal=proposal)
-    portal = Portal("127.0.0.1", over_rdma.port)
-    with host.connect("inline:") as engine, engine.channel() as channel:
-        made, result = connect(engine, channel, portal, login, tasks=8, sends=16, seconds=20)
-        made.queue_pair.destroy()
-        made.free()
-    assert result.session.initial_r2t
+    agreed, begin = [], SessionCore._begin
+
+    def new_login(core):
+        return InitiatorLogin(core.options.initiator_name, NAME, isid=core.isid, proposal=proposal)
+
+    def note_and_begin(core, state):
+        agreed.append(state.login.session)
+        begin(core, state)
+
+    monkeypatch.setattr(SessionCore, "_new_login", new_login)
+    monkeypatch.setattr(SessionCore, "_begin", note_and_begin)
+    with (
+        host.connect("inline:") as engine,
+        iscsi.open(over_rdma.url, engine, recovery=NEVER),
+    ):
+        assert [each.initial_r2t for each in agreed] == [True]
     over_rdma.wait_idle()
 
 
