@@ -54,6 +54,12 @@ def want_length(qp: int) -> int:
 
 
 @nopython
+def large_segments(qp: int) -> int:
+    """How many large segments have begun to come so far."""
+    return int(qp_at(qp)[0]["rx_large"])
+
+
+@nopython
 def has_few_to_send(qp: int, limit: int) -> bool:
     """Whether it has messages to send, all of our own, all of them whole, and below a limit."""
     mine = qp_at(qp)[0]

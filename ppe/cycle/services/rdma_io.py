@@ -57,7 +57,7 @@ def receive_once(engine: int, index: int) -> bool:
         direct = 0
     else:
         libc.fill_vector(mine["vectors"], 0, place, direct)
-        held["large"] = LARGE_KEPT
+    before = core.large_segments(qp)
     ahead = AHEAD_OF_LARGE if held["large"] > 0 else mine["staging_size"]
     libc.fill_vector(mine["vectors"], 1 if direct > 0 else 0, mine["staging"], ahead)
     got = tcp.receive(engine, index, 2 if direct > 0 else 1)
@@ -83,7 +83,8 @@ def receive_once(engine: int, index: int) -> bool:
         _end(engine, index)
         return False
     # A message of small pieces is better copied than received one piece at a time.
-    held["large"] = max(held["large"] - 1, 0)
+    came_large = direct >= DIRECT_MIN or core.large_segments(qp) != before
+    held["large"] = LARGE_KEPT if came_large else max(held["large"] - 1, 0)
     if got < direct + ahead and endpoint["readable"] != HUNG_UP:
         endpoint["readable"] = 0
         stay_hot(engine, index)

@@ -41,6 +41,7 @@ QP: Final = record(
     Field("rx_target", "<i8"),  # where they go; 0: nowhere
     Field("rx_left", "<i8"),  # payload behind those
     Field("rx_length", "<i8"),  # ULPDU_Length
+    Field("rx_large", "<i8"),  # segments that were worth being received to their place
     Field("rx_payload", "<i8"),  # bytes of payload of this segment
     Field("rx_position", "<i8"),  # bytes of the FPDU so far, markers included
     Field("rx_to_marker", "<i8"),
@@ -102,7 +103,7 @@ QP: Final = record(
     Field("ended", "<i8"),
     Field("failed", "<i8"),  # position of a work request that failed by itself, or -1
     Field("failed_status", "<i8"),
-    size=816,
+    size=832,
 )
 SQ_ENTRY: Final = record(
     Field("opcode", "<i8"),

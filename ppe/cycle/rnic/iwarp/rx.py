@@ -41,6 +41,8 @@ PHASE_PAYLOAD: Final = 2
 PHASE_SINK: Final = 3  # the rest of a segment that is not placed, with its padding
 PHASE_PAD: Final = 4
 PHASE_CRC: Final = 5
+# A segment that is worth being received to its place.
+LARGE_SEGMENT: Final = 16384
 START_SIZE: Final = 4  # an FPDU has always so many bytes before its CRC
 
 
@@ -200,6 +202,8 @@ def _begin(qp: int) -> int:
     mine = qp_at(qp)[0]
     header = mine["rx_header"]
     mine["rx_length"] = load_16_be(header)
+    if mine["rx_length"] >= LARGE_SEGMENT:
+        mine["rx_large"] += 1
     fault = MARKER_OR_LENGTH
     if mine["rx_length"] >= START_SIZE - LENGTH_SIZE:
         fault = check_control(qp)
