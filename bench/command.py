@@ -46,8 +46,8 @@ class Command:
             help="numbers of connections to compare with the first of them (default: 1,2,4,8)",
         )
         compare = benchmarks.add_parser("compare", help="compare two result files")
-        compare.add_argument("before", type=Path)
-        compare.add_argument("after", type=Path)
+        compare.add_argument("before", type=Path, help="a result file of `ppe bench`")
+        compare.add_argument("after", type=Path, help="another one, of the same benchmark")
         output.add_json_flag(compare)
 
     def run(self, args: argparse.Namespace) -> int:

@@ -8,13 +8,14 @@ from iscsi.tools.target import TargetCommand
 from ppe import compiling, output
 
 DEFAULT_ENGINE: Final = "inline:"
-URL_HELP: Final = "iscsi://host[:port]/target-name/lun"
+URL_HELP: Final = "iscsi://host[:port]/target-name/lun, or iser://..."
 
 
 _EPILOG: Final = """\
-credentials: user%password@ in the URL, --user and --password-file, or LIBISCSI_CHAP_USERNAME and
-LIBISCSI_CHAP_PASSWORD; the target's own as ?target_user= and &target_password= or
-LIBISCSI_CHAP_TARGET_USERNAME and _PASSWORD.
+credentials: user%password@ in the URL, --user and --password-file, or
+LIBISCSI_CHAP_USERNAME and LIBISCSI_CHAP_PASSWORD; the target's own as
+?target_user= and &target_password=, or LIBISCSI_CHAP_TARGET_USERNAME and
+LIBISCSI_CHAP_TARGET_PASSWORD.
 
 exit codes: 0 done, 1 failed, 2 wrong flags, 130 interrupted"""
 
@@ -51,7 +52,10 @@ class IscsiCommand:
         md5sum = _action(nested, "md5sum", "print the digest of a LUN's bytes")
         _add_extent(md5sum)
         md5sum.add_argument(
-            "--algorithm", choices=("md5", "sha1", "sha256", "sha512"), default="md5"
+            "--algorithm",
+            choices=("md5", "sha1", "sha256", "sha512"),
+            default="md5",
+            help="which digest (default: md5)",
         )
         discard = _action(nested, "discard", "give blocks of a thin LUN back (UNMAP)")
         discard.add_argument("range", metavar="FIRST+COUNT", nargs="?", help="which blocks")
@@ -59,7 +63,9 @@ class IscsiCommand:
         discard.add_argument("--yes", action="store_true", help="yes, destroy what is there")
         _add_pr(nested)
         swp = _action(nested, "swp", "show or set the software write protection of a LUN")
-        swp.add_argument("state", metavar="on|off", nargs="?", choices=("on", "off"))
+        swp.add_argument(
+            "state", metavar="on|off", nargs="?", choices=("on", "off"), help="left out: show it"
+        )
 
     def run(self, args: argparse.Namespace) -> int:
         """Do it; raises OperatorError for everything the target or the user got wrong."""
@@ -91,6 +97,7 @@ def _add_pr(nested: Any) -> None:
         "what",
         metavar="list|register|reserve|release|preempt|clear",
         choices=("list", "register", "reserve", "release", "preempt", "clear"),
+        help="what to do",
     )
     add("--key", type=_number, help="the key this host registered")
     add("--new-key", type=_number, metavar="KEY", help="to register, or of whom to preempt")
@@ -123,14 +130,19 @@ def _shared(nested: Any, name: str, text: str) -> argparse.ArgumentParser:
         help="the engine to go through (default: one in this process)",
     )
     parser.add_argument("-i", "--initiator", metavar="IQN", help="initiator name to log in with")
-    parser.add_argument("--isid", type=_number, metavar="N", help="ISID (default: a random one)")
+    isid = "made of host and initiator name" if name == "pr" else "a random one"
+    parser.add_argument("--isid", type=_number, metavar="N", help=f"ISID (default: {isid})")
     parser.add_argument("--user", metavar="NAME", help="CHAP name, with --password-file")
     parser.add_argument(
         "--password-file", type=Path, metavar="FILE", help="the CHAP password is its only line"
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
     parser.add_argument(
-        "--timeout", type=float, default=30.0, metavar="S", help="seconds without progress"
+        "--timeout",
+        type=_seconds,
+        default=30.0,
+        metavar="S",
+        help="seconds without progress (default: 30)",
     )
     parser.add_argument(
         "--placement",
@@ -171,7 +183,7 @@ def _add_extent(parser: argparse.ArgumentParser) -> None:
 def _add_perf(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-b", "--blocks", type=_number, default=8, help="blocks of one command (default: 8)")
-    add("-t", "--seconds", type=float, default=3.0, help="how long to measure (default: 3)")
+    add("-t", "--seconds", type=_seconds, default=3.0, help="how long to measure (default: 3)")
     add("--random", action="store_true", help="random addresses instead of sequential")
     add("--write", action="store_true", help="write instead of reading; destroys data")
     add("--mix", type=int, metavar="PERCENT", help="this share of writes; destroys data")
@@ -187,7 +199,20 @@ def _add_perf(parser: argparse.ArgumentParser) -> None:
 
 
 def _number(text: str) -> int:
-    return int(text, 0)
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds
 
 
 __all__ = ["IscsiCommand", "TargetCommand"]
