@@ -6,6 +6,7 @@ The one rule: a benchmark that ran exits with 0 whatever it found; goals are tex
 import argparse
 import importlib
 import os
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,7 @@ BENCHMARKS: Final = {
 REPEATS_QUICK: Final = 2
 CONNECTIONS_MAX: Final = 32  # as many as there are commands outstanding
 DIRECTORY: Final = Path("bench/results")
+WIDTH_OF_A_PIPE: Final = 160
 
 
 class Command:
@@ -155,5 +157,6 @@ def _compare(args: argparse.Namespace) -> int:
             }
         )
     else:
-        compare.show(before, after, Console())
+        width = None if sys.stdout.isatty() else WIDTH_OF_A_PIPE
+        compare.show(before, after, Console(width=width))
     return 0

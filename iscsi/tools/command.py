@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
+from iscsi.tools.arguments import number, seconds
 from iscsi.tools.target import TargetCommand
 from ppe import compiling, output
 
@@ -38,7 +39,7 @@ class IscsiCommand:
         ls = _action(nested, "ls", "list a portal's targets, or a target's LUNs")
         ls.add_argument("-s", "--luns", action="store_true", help="show each target's LUNs too")
         inq = _action(nested, "inq", "show what a LUN says of itself")
-        inq.add_argument("--page", type=_number, metavar="PAGE", help="a VPD page, such as 0x83")
+        inq.add_argument("--page", type=number, metavar="PAGE", help="a VPD page, such as 0x83")
         _action(nested, "readcap", "show a LUN's size, block sizes and provisioning")
         read = _action(nested, "read", "copy blocks to a file or stdout")
         _add_extent(read)
@@ -99,8 +100,8 @@ def _add_pr(nested: Any) -> None:
         choices=("list", "register", "reserve", "release", "preempt", "clear"),
         help="what to do",
     )
-    add("--key", type=_number, help="the key this host registered")
-    add("--new-key", type=_number, metavar="KEY", help="to register, or of whom to preempt")
+    add("--key", type=number, help="the key this host registered")
+    add("--new-key", type=number, metavar="KEY", help="to register, or of whom to preempt")
     add("--type", metavar="TYPE", choices=_types(), help=", ".join(_types()))
     add("--ignore", action="store_true", help="register whatever was registered before")
     add("--abort", action="store_true", help="preempt and abort the other's commands")
@@ -131,7 +132,7 @@ def _shared(nested: Any, name: str, text: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("-i", "--initiator", metavar="IQN", help="initiator name to log in with")
     isid = "made of host and initiator name" if name == "pr" else "a random one"
-    parser.add_argument("--isid", type=_number, metavar="N", help=f"ISID (default: {isid})")
+    parser.add_argument("--isid", type=number, metavar="N", help=f"ISID (default: {isid})")
     parser.add_argument("--user", metavar="NAME", help="CHAP name, with --password-file")
     parser.add_argument(
         "--password-file", type=Path, metavar="FILE", help="the CHAP password is its only line"
@@ -139,7 +140,7 @@ def _shared(nested: Any, name: str, text: str) -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
     parser.add_argument(
         "--timeout",
-        type=_seconds,
+        type=seconds,
         default=30.0,
         metavar="S",
         help="seconds without progress (default: 30)",
@@ -174,45 +175,26 @@ def _shared(nested: Any, name: str, text: str) -> argparse.ArgumentParser:
 
 
 def _add_extent(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--lba", type=_number, default=0, help="first block (default: 0)")
-    parser.add_argument(
-        "--blocks", type=_number, metavar="N", help="how many (default: to the end)"
-    )
+    parser.add_argument("--lba", type=number, default=0, help="first block (default: 0)")
+    parser.add_argument("--blocks", type=number, metavar="N", help="how many (default: to the end)")
 
 
 def _add_perf(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-b", "--blocks", type=_number, default=8, help="blocks of one command (default: 8)")
-    add("-t", "--seconds", type=_seconds, default=3.0, help="how long to measure (default: 3)")
+    add("-b", "--blocks", type=number, default=8, help="blocks of one command (default: 8)")
+    add("-t", "--seconds", type=seconds, default=3.0, help="how long to measure (default: 3)")
     add("--random", action="store_true", help="random addresses instead of sequential")
     add("--write", action="store_true", help="write instead of reading; destroys data")
     add("--mix", type=int, metavar="PERCENT", help="this share of writes; destroys data")
     add("--verify", action="store_true", help="write the span first and check every block read")
-    add("--lba", type=_number, default=0, help="first block of the span (default: 0)")
+    add("--lba", type=number, default=0, help="first block of the span (default: 0)")
     add(
         "--span",
-        type=_number,
+        type=number,
         default=0,
         metavar="BLOCKS",
         help="blocks of the span (default: all)",
     )
-
-
-def _number(text: str) -> int:
-    try:
-        return int(text, 0)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
-    return seconds
 
 
 __all__ = ["IscsiCommand", "TargetCommand"]

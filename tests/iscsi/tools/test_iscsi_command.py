@@ -180,6 +180,7 @@ def test_reservations_live_from_one_command_to_the_next(served):
         (["read", "{url}", "-o", "/nonexistent/file"], 1, "/nonexistent/file: No such file"),
         (["read", "{url}", "--blocks", "few"], 2, "'few' is no whole number"),
         (["inq", "{url}", "--timeout", "0"], 2, "above 0"),
+        (["perf", "{url}", "-t", "nan"], 2, "above 0"),
         (["cp", "{large}", "{url}"], 1, "nothing was written"),
         (["cp", "{empty}", "{url}"], 1, "is empty"),
         (["cp", "{url}"], 2, "TO"),
