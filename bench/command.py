@@ -6,6 +6,7 @@ The one rule: a benchmark that ran exits with 0 whatever it found; goals are tex
 import argparse
 import importlib
 import os
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,7 @@ BENCHMARKS: Final = {
 REPEATS_QUICK: Final = 2
 CONNECTIONS_MAX: Final = 32  # as many as there are commands outstanding
 DIRECTORY: Final = Path("bench/results")
+WIDTH_OF_A_PIPE: Final = 160
 
 
 class Command:
@@ -51,8 +53,8 @@ class Command:
                 help=f"{what} (default: 1,2,4,8)",
             )
         compare = benchmarks.add_parser("compare", help="compare two result files")
-        compare.add_argument("before", type=Path)
-        compare.add_argument("after", type=Path)
+        compare.add_argument("before", type=Path, help="a result file of `ppe bench`")
+        compare.add_argument("after", type=Path, help="another one, of the same benchmark")
         output.add_json_flag(compare)
 
     def run(self, args: argparse.Namespace) -> int:
@@ -160,5 +162,6 @@ def _compare(args: argparse.Namespace) -> int:
             }
         )
     else:
-        compare.show(before, after, Console())
+        width = None if sys.stdout.isatty() else WIDTH_OF_A_PIPE
+        compare.show(before, after, Console(width=width))
     return 0

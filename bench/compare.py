@@ -138,9 +138,9 @@ def show(before: dict[str, Any], after: dict[str, Any], console: Console) -> Non
     """Print the comparison as a table, with what differs between the machines below it."""
     table = Table(title=f"{before['benchmark']}: {before['started']} → {after['started']}")
     for heading in ("measured", "placement", "unit"):
-        table.add_column(heading)
-    for heading in ("before", "after", "after/before"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, overflow="fold")
+    for heading in ("before", "after", "change"):
+        table.add_column(heading, justify="right", overflow="fold")
     table.add_column("verdict")
     for row in compare(before, after):
         change = "" if row.change is None else f"{row.change:.3f}"

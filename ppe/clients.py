@@ -123,9 +123,9 @@ class Registry:
         _check_memory(descriptor, size)
         if client.memory + round_up(size) > self._memory_limit:
             raise Refused(
-                f"a client may share {self._memory_limit >> 20} MiB and this one has "
-                f"{client.memory >> 20}: free some, or start the engine with "
-                "--limit-client-memory-bytes"
+                f"a client may share {self._memory_limit >> 20} MiB; this one has "
+                f"{client.memory >> 20} and asks for {-(-size >> 20)} more: free some, or start "
+                "the engine with a larger --limit-client-memory-bytes"
             )
         segment = map_descriptor(descriptor, round_up(size))
         segment.descriptor = -1  # The mapping is enough, and descriptors are scarce.

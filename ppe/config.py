@@ -17,7 +17,7 @@ from ppe.partition import AUTO, parse_wanted
 from ppe.paths import DEFAULT_NAME, check_name
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-UNITS: Final = {"K": KIB, "M": MIB, "G": GIB}
+UNITS: Final = {"K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,11 @@ def parse_size(text: str) -> int:
     """Return bytes from `4096`, `64K`, `256M`, `2G` or `1GiB`; raise ValueError otherwise."""
     digits = text.strip().upper().removesuffix("B").removesuffix("I")
     factor = UNITS.get(digits[-1:], 1)
-    return int(digits[:-1] if factor > 1 else digits) * factor
+    if factor > 1:
+        digits = digits[:-1]
+    if not (digits.isascii() and digits.isdecimal()):
+        raise ValueError(f"{text!r} is no size: a whole number, then K, M, G, T or nothing")
+    return int(digits) * factor
 
 
 def _from_flags(

@@ -65,8 +65,8 @@ class ControlServer:
 
     @property
     def client_count(self) -> int:
-        """How many clients are connected."""
-        return len(self._clients)
+        """How many have a channel or memory here; who only looks is none."""
+        return sum(1 for client in self._clients.values() if client.channels or client.regions)
 
     def step(self) -> None:
         """Serve what is there, for at most a second."""

@@ -1,6 +1,6 @@
 """Reading an engine from outside: its accounts mapped read-only, and its control plane's answers.
 
-Needs neither numba nor the engine's attention: the accounts are plain words, read as they are.
+Needs nothing of the engine but its accounts, which are plain words, read as they are.
 """
 
 import contextlib

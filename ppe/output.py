@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -59,14 +59,29 @@ def complain(command: str, message: str, hint: str = "") -> None:
         say(f"  {paint('try:', 'dim', sys.stderr)} {hint}")
 
 
-def columns(rows: Iterable[Sequence[str]], gap: int = 2) -> list[str]:
-    """Line up rows of equal length; the last column is not padded."""
+def counted(number: int, noun: str) -> str:
+    """`1 client`, `2 clients`: a number with what it counts, whose plural ends in s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def columns(
+    rows: Iterable[Sequence[str]], gap: int = 2, *, numbers: Container[int] = ()
+) -> list[str]:
+    """Line up rows of equal length; the columns that `numbers` names are lined up at their right.
+    A last column that is none of them is not padded.
+    """
     table = [tuple(row) for row in rows]
     if not table:
         return []
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]) - 1)]
+    last = len(table[0]) - 1
+    widths = [max(len(row[i]) for row in table) for i in range(last + 1)]
+    if last not in numbers:
+        widths[last] = 0
     return [
-        "".join(cell.ljust(width + gap) for cell, width in zip(row, widths, strict=False)) + row[-1]
+        (" " * gap).join(
+            cell.rjust(width) if at in numbers else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in table
     ]
 

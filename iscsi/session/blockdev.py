@@ -35,7 +35,7 @@ from iscsi.session.steps import Steps
 from iscsi.wire.discovery import DiscoveredTarget
 from iscsi.wire.mover import VECTORS_MAX
 from iscsi.wire.scsi_data import InquiryData
-from iscsi.wire.url import IscsiUrl, UrlError, parse_url
+from iscsi.wire.url import IscsiUrl, TargetNameError, parse_url
 from shm.view import address_of
 
 DISCOVER: Final = "discover"
@@ -45,7 +45,8 @@ ASYNC_INLINE: Final = host.INLINE + "?readiness=epoll"
 def _unit_url(url: str | IscsiUrl) -> IscsiUrl:
     parsed = parse_url(url) if isinstance(url, str) else url
     if parsed.target is None:
-        raise UrlError(f"{parsed} names no target: expected iscsi://host[:port]/target-name/lun")
+        wanted = "iscsi://host[:port]/target-name/lun"
+        raise TargetNameError(f"{parsed} names no target: expected {wanted}")
     return parsed
 
 

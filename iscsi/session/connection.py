@@ -3,6 +3,9 @@
 Until the login is over nothing is read ahead, so the byte after its last PDU is the pump's first.
 """
 
+import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -10,7 +13,7 @@ import numpy as np
 
 from host import mover, pump
 from host.channel import Channel
-from host.errors import EndOfStream
+from host.errors import EndOfStream, HostError
 from host.memory import Buffer
 from iscsi.session import doors, jobs
 from iscsi.session.errors import ConnectionLost
@@ -71,21 +74,34 @@ def log_in(memory: Memory, portal: Portal, login: InitiatorLogin) -> Steps[Logge
     endpoint = yield Connect(portal.host, portal.port)
     login.start()
     sent = 0
-    with memory.alloc(BHS_LENGTH + MAX_LOGIN_SEGMENT) as buffer:
+    with memory.alloc(BHS_LENGTH + MAX_LOGIN_SEGMENT) as buffer, _ends_named(portal):
         while not login.done:
             out = login.data_to_send()
             if out:
                 buffer.array[: len(out)] = np.frombuffer(out, np.uint8)
                 yield Send(endpoint, buffer.array[: len(out)])
                 sent += len(out)
-            try:
-                yield from _receive_one(endpoint, buffer, login)
-            except EndOfStream as error:
-                raise ConnectionLost(
-                    f"the target at {portal.address} closed the connection during the login"
-                ) from error
+            yield from _receive_one(endpoint, buffer, login)
     assert login.result is not None, "done means that there is a result"
     return LoggedIn(endpoint, portal, login.result, sent)
+
+
+@contextlib.contextmanager
+def _ends_named(portal: Portal) -> Iterator[None]:
+    """Have what ends the connection under a login say whose it was."""
+    try:
+        yield
+    except EndOfStream as error:
+        raise ConnectionLost(
+            f"the target at {portal.address} closed the connection during the login"
+        ) from error
+    except ConnectionError as error:
+        if isinstance(error, HostError):  # The engine's death is none of the target's.
+            raise
+        reason = os.strerror(error.errno or 0)
+        raise ConnectionLost(
+            f"the target at {portal.address} ended the connection during the login: {reason}"
+        ) from error
 
 
 def _receive_one(endpoint: int, buffer: Buffer, login: InitiatorLogin) -> Steps[None]:

@@ -3,6 +3,7 @@ that the operator wants. Whoever opens one closes its backend.
 """
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from typing import Final
 
@@ -72,6 +73,13 @@ def thresholds_of(lun: LunSettings, unit: LogicalUnit) -> list[Threshold]:
     ]
 
 
+def _hint(error: OSError, lun: LunSettings) -> str:
+    """What to change about a unit that cannot be opened."""
+    if error.errno == errno.ENOENT and error.filename == lun.path and not lun.size:
+        return "--size makes a missing file (`size` in a configuration file)"
+    return ""
+
+
 @contextlib.contextmanager
 def described(target: str, lun: LunSettings) -> Iterator[None]:
     """Have what goes wrong with a unit say which one it is."""
@@ -80,6 +88,6 @@ def described(target: str, lun: LunSettings) -> Iterator[None]:
     except OSError as error:
         what = error.strerror or str(error)
         place = f"{error.filename}: " if error.filename else ""
-        raise OperatorError(f"{target} LUN {lun.lun}: {place}{what}") from error
+        raise OperatorError(f"{target} LUN {lun.lun}: {place}{what}", _hint(error, lun)) from error
     except (ValueError, MemoryError, SegmentError, HostError) as error:
         raise OperatorError(f"{target} LUN {lun.lun}: {error}") from error

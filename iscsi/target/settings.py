@@ -118,7 +118,7 @@ def load_file(path: Path) -> Settings:
         text = path.read_text()
         table = tomllib.loads(text)
     except OSError as error:
-        hint = "name another file with --config"
+        hint = "name another file"
         if isinstance(error, PermissionError):
             hint = f"let the server's user (uid {os.geteuid()}) read it"
         raise ConfigError(f"cannot read {path}: {error.strerror}", hint) from error

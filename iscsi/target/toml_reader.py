@@ -18,9 +18,8 @@ class SettingsError(ConfigError):
     """Settings that cannot be; `faults` are all of them, each naming its line and key."""
 
     def __init__(self, faults: list[str]) -> None:
-        more = len(faults) - 1
-        hint = "" if not more else "\n".join(["also:", *(f"    {fault}" for fault in faults[1:])])
-        super().__init__(faults[0], hint)
+        several = [f"{len(faults)} faults:", *faults]
+        super().__init__(faults[0] if len(faults) == 1 else "\n  ".join(several))
         self.faults = faults
 
 
@@ -29,14 +28,19 @@ class Faults:
 
     def __init__(self, name: str, lines: dict[Path, int]) -> None:
         self._name, self._lines = name, lines
-        self.found: list[str] = []
+        self._found: list[tuple[int, str]] = []
+
+    @property
+    def found(self) -> list[str]:
+        """All of them, in the order of their lines."""
+        return [text for _, text in sorted(self._found, key=lambda fault: fault[0])]
 
     def add(self, path: Path, what: str) -> None:
         """Note one."""
         line = line_of(self._lines, path)
         where = f"{self._name}:{line}" if line else self._name
         key = shown(path)
-        self.found.append(f"{where}: {key}: {what}" if key else f"{where}: {what}")
+        self._found.append((line, f"{where}: {key}: {what}" if key else f"{where}: {what}"))
 
     def raise_if_any(self) -> None:
         """Raise SettingsError if there are some."""

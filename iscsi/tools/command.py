@@ -4,18 +4,20 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
+from iscsi.tools.arguments import number, seconds
 from iscsi.tools.target import TargetCommand
 from iscsi.wire.iser.registration import REGISTRATIONS
 from ppe import compiling, output
 
 DEFAULT_ENGINE: Final = "inline:"
-URL_HELP: Final = "iscsi://host[:port]/target-name/lun"
+URL_HELP: Final = "iscsi://host[:port]/target-name/lun, or iser://..."
 
 
 _EPILOG: Final = """\
-credentials: user%password@ in the URL, --user and --password-file, or LIBISCSI_CHAP_USERNAME and
-LIBISCSI_CHAP_PASSWORD; the target's own as ?target_user= and &target_password= or
-LIBISCSI_CHAP_TARGET_USERNAME and _PASSWORD.
+credentials: user%password@ in the URL, --user and --password-file, or
+LIBISCSI_CHAP_USERNAME and LIBISCSI_CHAP_PASSWORD; the target's own as
+?target_user= and &target_password=, or LIBISCSI_CHAP_TARGET_USERNAME and
+LIBISCSI_CHAP_TARGET_PASSWORD.
 
 exit codes: 0 done, 1 failed, 2 wrong flags, 130 interrupted"""
 
@@ -38,7 +40,7 @@ class IscsiCommand:
         ls = _action(nested, "ls", "list a portal's targets, or a target's LUNs")
         ls.add_argument("-s", "--luns", action="store_true", help="show each target's LUNs too")
         inq = _action(nested, "inq", "show what a LUN says of itself")
-        inq.add_argument("--page", type=_number, metavar="PAGE", help="a VPD page, such as 0x83")
+        inq.add_argument("--page", type=number, metavar="PAGE", help="a VPD page, such as 0x83")
         _action(nested, "readcap", "show a LUN's size, block sizes and provisioning")
         read = _action(nested, "read", "copy blocks to a file or stdout")
         _add_extent(read)
@@ -52,7 +54,10 @@ class IscsiCommand:
         md5sum = _action(nested, "md5sum", "print the digest of a LUN's bytes")
         _add_extent(md5sum)
         md5sum.add_argument(
-            "--algorithm", choices=("md5", "sha1", "sha256", "sha512"), default="md5"
+            "--algorithm",
+            choices=("md5", "sha1", "sha256", "sha512"),
+            default="md5",
+            help="which digest (default: md5)",
         )
         discard = _action(nested, "discard", "give blocks of a thin LUN back (UNMAP)")
         discard.add_argument("range", metavar="FIRST+COUNT", nargs="?", help="which blocks")
@@ -60,7 +65,9 @@ class IscsiCommand:
         discard.add_argument("--yes", action="store_true", help="yes, destroy what is there")
         _add_pr(nested)
         swp = _action(nested, "swp", "show or set the software write protection of a LUN")
-        swp.add_argument("state", metavar="on|off", nargs="?", choices=("on", "off"))
+        swp.add_argument(
+            "state", metavar="on|off", nargs="?", choices=("on", "off"), help="left out: show it"
+        )
 
     def run(self, args: argparse.Namespace) -> int:
         """Do it; raises OperatorError for everything the target or the user got wrong."""
@@ -92,9 +99,10 @@ def _add_pr(nested: Any) -> None:
         "what",
         metavar="list|register|reserve|release|preempt|clear",
         choices=("list", "register", "reserve", "release", "preempt", "clear"),
+        help="what to do",
     )
-    add("--key", type=_number, help="the key this host registered")
-    add("--new-key", type=_number, metavar="KEY", help="to register, or of whom to preempt")
+    add("--key", type=number, help="the key this host registered")
+    add("--new-key", type=number, metavar="KEY", help="to register, or of whom to preempt")
     add("--type", metavar="TYPE", choices=_types(), help=", ".join(_types()))
     add("--ignore", action="store_true", help="register whatever was registered before")
     add("--abort", action="store_true", help="preempt and abort the other's commands")
@@ -124,14 +132,19 @@ def _shared(nested: Any, name: str, text: str) -> argparse.ArgumentParser:
         help="the engine to go through (default: one in this process)",
     )
     parser.add_argument("-i", "--initiator", metavar="IQN", help="initiator name to log in with")
-    parser.add_argument("--isid", type=_number, metavar="N", help="ISID (default: a random one)")
+    isid = "made of host and initiator name" if name == "pr" else "a random one"
+    parser.add_argument("--isid", type=number, metavar="N", help=f"ISID (default: {isid})")
     parser.add_argument("--user", metavar="NAME", help="CHAP name, with --password-file")
     parser.add_argument(
         "--password-file", type=Path, metavar="FILE", help="the CHAP password is its only line"
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
     parser.add_argument(
-        "--timeout", type=float, default=30.0, metavar="S", help="seconds without progress"
+        "--timeout",
+        type=seconds,
+        default=30.0,
+        metavar="S",
+        help="seconds without progress (default: 30)",
     )
     parser.add_argument(
         "--placement",
@@ -169,32 +182,26 @@ def _shared(nested: Any, name: str, text: str) -> argparse.ArgumentParser:
 
 
 def _add_extent(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--lba", type=_number, default=0, help="first block (default: 0)")
-    parser.add_argument(
-        "--blocks", type=_number, metavar="N", help="how many (default: to the end)"
-    )
+    parser.add_argument("--lba", type=number, default=0, help="first block (default: 0)")
+    parser.add_argument("--blocks", type=number, metavar="N", help="how many (default: to the end)")
 
 
 def _add_perf(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-b", "--blocks", type=_number, default=8, help="blocks of one command (default: 8)")
-    add("-t", "--seconds", type=float, default=3.0, help="how long to measure (default: 3)")
+    add("-b", "--blocks", type=number, default=8, help="blocks of one command (default: 8)")
+    add("-t", "--seconds", type=seconds, default=3.0, help="how long to measure (default: 3)")
     add("--random", action="store_true", help="random addresses instead of sequential")
     add("--write", action="store_true", help="write instead of reading; destroys data")
     add("--mix", type=int, metavar="PERCENT", help="this share of writes; destroys data")
     add("--verify", action="store_true", help="write the span first and check every block read")
-    add("--lba", type=_number, default=0, help="first block of the span (default: 0)")
+    add("--lba", type=number, default=0, help="first block of the span (default: 0)")
     add(
         "--span",
-        type=_number,
+        type=number,
         default=0,
         metavar="BLOCKS",
         help="blocks of the span (default: all)",
     )
-
-
-def _number(text: str) -> int:
-    return int(text, 0)
 
 
 __all__ = ["IscsiCommand", "TargetCommand"]

@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from iscsi.tools.arguments import count, seconds
 from ppe import compiling, output, paths
 from ppe.errors import OperatorError
 
@@ -36,9 +37,11 @@ class DemoCommand:
 
     def prepare_parser(self, parser: argparse.ArgumentParser) -> None:
         """Declare the flags."""
-        parser.add_argument("--mib", type=int, default=64, help="size of the LUN (default: 64)")
         parser.add_argument(
-            "--seconds", type=float, default=2.0, metavar="S", help="of each measurement"
+            "--mib", type=count, default=64, metavar="N", help="size of the LUN (default: 64)"
+        )
+        parser.add_argument(
+            "--seconds", type=seconds, default=2.0, metavar="S", help="of each measurement"
         )
         output.add_json_flag(parser)
 

@@ -6,6 +6,8 @@ Data goes to stdout or a file, progress and errors to stderr.
 import argparse
 import contextlib
 import logging
+import os
+import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -20,13 +22,14 @@ from iscsi.session.blockdev import open as open_device
 from iscsi.session.core import DEFAULT_INITIATOR
 from iscsi.session.credentials import Credentials
 from iscsi.session.discovery import discover
-from iscsi.session.errors import NoSuchUnit, SessionError
+from iscsi.session.errors import AuthError, NoSuchUnit, SessionError
 from iscsi.session.initiator import InitiatorSession
+from iscsi.tools.facts import fact_lines
 from iscsi.tools.progress import Progress
 from iscsi.tools.sizes import human
 from iscsi.wire.errors import LoginRejected, ProtocolError, ScsiError
 from iscsi.wire.scsi_data import VpdPage, parse_designators
-from iscsi.wire.url import IscsiUrl, UrlError, parse_url
+from iscsi.wire.url import IscsiUrl, TargetNameError, UrlError, parse_url
 from ppe import output
 from ppe.errors import OperatorError, UsageError
 from shm.segment import SegmentError
@@ -73,8 +76,12 @@ def operator_errors() -> Iterator[None]:
     """Turn what sessions, hosts and the system raise into OperatorError."""
     try:
         yield
-    except UrlError as error:
+    except TargetNameError as error:
         raise UsageError(str(error), "ppe iscsi ls iscsi://host shows what there is") from error
+    except UrlError as error:
+        raise UsageError(str(error)) from error
+    except AuthError as error:  # It says itself what was missing.
+        raise OperatorError(str(error)) from error
     except LoginRejected as error:
         raise OperatorError(
             str(error), "ppe iscsi ls lists the target names; -i sets the initiator's name"
@@ -92,7 +99,9 @@ def operator_errors() -> Iterator[None]:
 
 
 def _text(error: Exception) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def options(args: argparse.Namespace, url: str | None = None) -> dict[str, Any]:
@@ -226,9 +235,8 @@ def inq(args: argparse.Namespace) -> int:
     if args.json:
         output.write_json(facts)
     else:
-        shown = {name: value for name, value in facts.items() if value not in (None, "", [])}
-        shown["size"] = f"{facts['size']} ({human(facts['size'])})"
-        for line in output.columns((f"{n}:", str(v)) for n, v in shown.items()):
+        facts["size"] = f"{facts['size']} ({human(facts['size'])})"
+        for line in fact_lines(facts):
             output.write(line)
     return 0
 
@@ -236,7 +244,7 @@ def inq(args: argparse.Namespace) -> int:
 def _unit(text: str) -> IscsiUrl:
     url = parse_url(text)
     if url.target is None:
-        raise UrlError(f"{url} names no target")
+        raise TargetNameError(f"{url} names no target")
     return url
 
 
@@ -300,13 +308,13 @@ def write(args: argparse.Namespace) -> int:
         step = max(CHUNK // unit.block_size, 1) * unit.block_size
         done = 0
         with _input(args.input) as source, unit.alloc(step) as buffer:
-            progress = Progress(_length(source, room))
+            length = _length(source)
+            if length is not None:
+                _check_fits(length, room, args, unit.block_size)
+            progress = Progress(room if length is None else length)
             while length := _fill(source, buffer.array.data, args.pad, unit.block_size):
                 if done + length > room:
-                    raise OperatorError(
-                        f"the data is longer than the {human(room)} from block {args.lba} on",
-                        f"{human(done)} were written; cut it with --blocks",
-                    )
+                    raise _too_long(room, args, f"{human(done)} were written")
                 unit.write(args.lba + done // unit.block_size, buffer.array[:length])
                 done += length
                 progress.show(done)
@@ -331,21 +339,40 @@ def _fill(source: BinaryIO, into: memoryview, pad: bool, block_size: int) -> int
         length += came
     over = length % block_size
     if over and not pad:
-        raise OperatorError(
-            f"the data ends {over} bytes into a block of {block_size}",
-            "--pad fills the last block with zeros",
-        )
+        raise _ends_within(over, block_size)
     if over:
         into[length : length + block_size - over] = bytes(block_size - over)
         length += block_size - over
     return length
 
 
-def _length(source: BinaryIO, room: int) -> int:
-    try:
-        return min(Path(source.name).stat().st_size, room)
-    except (OSError, TypeError, AttributeError):
-        return room
+def _length(source: BinaryIO) -> int | None:
+    """Bytes that a file has left; None where that shows at its end only, as of a pipe."""
+    about = os.fstat(source.fileno())
+    return about.st_size - source.tell() if stat.S_ISREG(about.st_mode) else None
+
+
+def _check_fits(length: int, room: int, args: argparse.Namespace, block_size: int) -> None:
+    """Refuse data before any of it is written. Raises OperatorError."""
+    over = length % block_size
+    if over and not args.pad:
+        raise _ends_within(over, block_size)
+    if length > room:
+        raise _too_long(room, args, "nothing was written")
+
+
+def _ends_within(over: int, block_size: int) -> OperatorError:
+    return OperatorError(
+        f"the data ends {over} bytes into a block of {block_size}",
+        "--pad fills the last block with zeros",
+    )
+
+
+def _too_long(room: int, args: argparse.Namespace, so_far: str) -> OperatorError:
+    return OperatorError(
+        f"the data is longer than the {human(room)} from block {args.lba} on",
+        f"{so_far}; cut it, for example with `head -c`",
+    )
 
 
 @contextlib.contextmanager

@@ -102,6 +102,18 @@ def _facts(
     }
 
 
+def _latency_lines(facts: dict[str, Any]) -> list[str]:
+    """A table of latencies, a row for each direction that there was."""
+    rows: list[list[str]] = []
+    for name in ("read", "write"):
+        found = facts[f"{name}_latency_us"]
+        if found:
+            kinds = [key for key in found if key not in ("count", "max")] + ["max"]
+            rows = rows or [["µs", *kinds]]
+            rows.append([name, *(f"{found[kind]:,.1f}" for kind in kinds)])
+    return output.columns(rows, numbers=range(1, len(rows[0]))) if rows else []
+
+
 def _show(facts: dict[str, Any]) -> None:
     kind = "random" if facts["random"] else "sequential"
     size = facts["blocks"] * facts["block_size"]
@@ -113,13 +125,8 @@ def _show(facts: dict[str, Any]) -> None:
         f"{facts['iops']:,.0f} IOPS   {facts['mb_per_s']:,.1f} MB/s   "
         f"{facts['cpu_us_per_io']:.2f} µs CPU/IO   {facts['waits_per_io']:.3f} waits/IO"
     )
-    for name in ("read", "write"):
-        found = facts[f"{name}_latency_us"]
-        if found:
-            cells = "  ".join(
-                f"{key} {value:,.1f}" for key, value in found.items() if key != "count"
-            )
-            output.write(f"{name:<5} µs   {cells}")
+    for line in _latency_lines(facts):
+        output.write(line)
     if facts["verify"]:
         output.write(f"{facts['verified_blocks']:,} blocks read back and verified")
     if "engine_us" in facts:

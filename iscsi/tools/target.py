@@ -15,10 +15,12 @@ _EXAMPLES: Final = """\
 examples:
   ppe target serve --ram 256M
   ppe target serve --file disk.img --size 10G --thin --portal 0.0.0.0
-  ppe target serve --config target.toml      (targets, CHAP, access rules: docs/ISCSI.md)
+  ppe target serve --config target.toml   (CHAP, access rules: docs/ISCSI.md)
 
-SIGTERM asks the sessions to log out and then ends the server; again, or SIGINT: at once.
-SIGHUP reads the configuration file again and applies what changed.
+Without --config, --ram, --file and --null it serves 256 MiB of memory.
+SIGTERM asks the sessions to log out and then ends the server; again, or
+SIGINT: at once. SIGHUP reads the configuration file again and applies what
+changed.
 exit codes: 0 stopped in order, 1 failed, 2 wrong flags or configuration"""
 
 
@@ -40,11 +42,16 @@ class TargetCommand:
         )
         add_serve_arguments(serve)
         check = _action(nested, "check-config", "say what is wrong with a configuration file")
-        check.add_argument("file", metavar="FILE", type=Path)
+        check.add_argument("file", metavar="FILE", type=Path, help="a TOML file")
         output.add_json_flag(check)
         _live(nested, "ls", "list targets and LUNs of a running server")
         stat = _live(nested, "stat", "what a running server has done, session by session")
-        stat.add_argument("--format", choices=("text", "json", "prometheus"), default="text")
+        stat.add_argument(
+            "--format",
+            choices=("text", "json", "prometheus"),
+            default="text",
+            help="how to print it (default: text)",
+        )
         add = _place(_live(nested, "add", "serve one more LUN"))
         _add_units(add, "the LUN")
         _add_unit_options(add)
@@ -119,7 +126,7 @@ def _add_unit_options(parser: argparse.ArgumentParser) -> None:
     add("--thin", action="store_true", help="UNMAP gives room back; files start sparse")
     add("--read-only", action="store_true", help="write-protect the LUNs")
     add("--removable", action="store_true", help="initiators may eject the medium")
-    add("--block-size", type=int, default=512, help="512 or 4096 bytes (default: 512)")
+    add("--block-size", type=int, metavar="N", help="512 or 4096 bytes (default: 512)")
     add("--warn-used", metavar="SHARE", help="thin: warn at this much used (80%% or a size)")
     add("--warn-free", metavar="SHARE", help="thin: warn when only this much is left (5%%, 10G)")
     add("--reservations", metavar="FILE", help="keep persistent reservations over a restart")

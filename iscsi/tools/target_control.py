@@ -11,7 +11,7 @@ from iscsi.target import remote
 from iscsi.tools.sizes import human
 from ppe import output
 from ppe.config import parse_size
-from ppe.errors import OperatorError, UsageError
+from ppe.errors import ConfigError, OperatorError, UsageError
 from ppe.paths import check_name
 
 _SESSION: Final = ("commands", "rejects", "pdus_received", "pdus_sent", "buffer_bytes")
@@ -70,9 +70,10 @@ def check_config(args: argparse.Namespace) -> int:
 
     try:
         settings = load_file(args.file)
-    except SettingsError as error:
+    except ConfigError as error:
         if args.json:
-            output.write_json({"ok": False, "faults": error.faults})
+            faults = error.faults if isinstance(error, SettingsError) else [error.message]
+            output.write_json({"ok": False, "faults": faults})
             return error.exit_code
         raise
     luns = sum(len(target.luns) for target in settings.targets)
@@ -80,7 +81,8 @@ def check_config(args: argparse.Namespace) -> int:
     if args.json:
         output.write_json(facts)
         return 0
-    output.write(f"{args.file}: {len(settings.targets)} targets, {luns} LUNs: no fault found")
+    targets = output.counted(len(settings.targets), "target")
+    output.write(f"{args.file}: {targets}, {output.counted(luns, 'LUN')}: no fault found")
     for target in settings.targets:
         if target.access is None:
             output.say(f"note: everybody who reaches a portal may use {target.name}")
@@ -123,17 +125,18 @@ def _show(found: dict[str, Any]) -> None:
     output.write(f"pid {found['pid']}{', draining' if found['draining'] else ''}")
     output.write(", ".join(f"{count} {what}" for what, count in found["counts"].items()) or "idle")
     for engine in found["engines"]:
-        output.write(f"engine {engine['engine']}: {engine['connections']} connections")
+        held = output.counted(engine["connections"], "connection")
+        output.write(f"engine {engine['engine']}: {held}")
     for session in found["sessions"]:
         output.write(
             f"session {session['initiator']} from {session['peer']} to {session['target']}: "
-            f"{session['commands']} commands, {session['rejects']} rejects, "
-            f"engine {session['engine']}"
+            f"{output.counted(session['commands'], 'command')}, "
+            f"{output.counted(session['rejects'], 'reject')}, engine {session['engine']}"
         )
     for target in found["targets"]:
         for unit in target["units"]:
             counted = ", ".join(
-                f"{human(unit[key]) if key.endswith('bytes') else unit[key]} "
+                f"{human(unit[key]) if key.endswith('bytes') else format(unit[key], ',')} "
                 f"{key.replace('_bytes', '')}"
                 for key in _UNIT
                 if key in unit

@@ -27,6 +27,7 @@ from ppe.errors import OperatorError, UsageError
 _ARENA_SIZE: Final = 16 << 20
 # Flags that say what a configuration file would: not together with one.
 _OF_THE_FILE: Final = {
+    "engine": "--engine",
     "units": "--ram, --file, --null",
     "portal": "--portal",
     "iser": "--iser",
@@ -34,6 +35,7 @@ _OF_THE_FILE: Final = {
     "advertise": "--advertise",
     "iqn": "--iqn",
     "size": "--size",
+    "block_size": "--block-size",
     "cache": "--cache",
     "thin": "--thin",
     "read_only": "--read-only",
@@ -82,7 +84,11 @@ def settings_of(args: argparse.Namespace) -> Settings:
     """What the flags say, or the file they name. Raises ConfigError, UsageError."""
     if args.config is None:
         return _settings_of_flags(args)
-    given = [flag for name, flag in _OF_THE_FILE.items() if getattr(args, name)]
+    given = [
+        flag
+        for name, flag in _OF_THE_FILE.items()
+        if getattr(args, name) not in (None, [], "") and getattr(args, name) is not False
+    ]
     if given:
         raise UsageError(f"{given[0]} and --config exclude each other", "write it into the file")
     return load_file(args.config)
@@ -135,8 +141,9 @@ def lun_table(args: argparse.Namespace, number: int, kind: str, value: str) -> d
         "backend": kind,
         "read_only": args.read_only,
         "removable": args.removable,
-        "block_size": args.block_size,
     }
+    if args.block_size is not None:
+        table["block_size"] = args.block_size
     if args.thin and kind != "null":
         table["thin"] = True
     for key in ("reservations", "warn_used", "warn_free"):
@@ -203,7 +210,7 @@ def _reload(daemon: Daemon) -> None:
     except OperatorError as error:
         output.complain("ppe target serve: reload", error.message, error.hint)
         return
-    output.say(f"reload: {len(done)} changes")
+    output.say(f"reload: {output.counted(len(done), 'change')}")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import host
 from iscsi.session.blockdev import BlockDevice
+from iscsi.tools.facts import fact_lines
 from iscsi.tools.initiator import CHUNK, device
 from iscsi.tools.places import LunPlace, is_unknown_command, reads_zeros
 from iscsi.tools.progress import Progress
@@ -37,7 +38,7 @@ def readcap(args: argparse.Namespace) -> int:
         output.write_json(facts)
         return 0
     facts["size"] = f"{facts['size']} ({human(int(facts['size']))})"
-    for line in output.columns((f"{name}:", str(value)) for name, value in facts.items()):
+    for line in fact_lines(facts):
         output.write(line)
     return 0
 

@@ -43,6 +43,10 @@ class UrlError(ValueError):
     """The URL cannot be understood; the message says which part and what was expected."""
 
 
+class TargetNameError(UrlError):
+    """The URL names no target where one is needed, or its name is none."""
+
+
 @dataclass(frozen=True, slots=True)
 class IscsiUrl:
     """A parsed URL. `target` and `lun` are None where the URL names none (discovery)."""
@@ -164,7 +168,7 @@ def _parse_path(path: str) -> tuple[str | None, int | None]:
         return None, None
     fault = name_fault(parts[0])
     if fault:
-        raise UrlError(f"target {parts[0]!r}: {fault}")
+        raise TargetNameError(f"target {parts[0]!r}: {fault}")
     if len(parts) > 2:
         raise UrlError(f"path {'/' + path!r}: expected /target-name/lun and nothing after")
     if len(parts) == 1:

@@ -34,7 +34,7 @@ class ErrorsCommand:
             output.write("no errors")
             return 0
         now = time.monotonic_ns()
-        rows = [["engine", "times", "last", "what", ""]]
+        rows = [["engine", "times", "last", "what", "why"]]
         rows += [
             [
                 str(error["engine"]),

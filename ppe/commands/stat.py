@@ -41,7 +41,8 @@ class StatCommand:
 def table(facts: dict[str, Any]) -> list[str]:
     """The screen of `ppe stat`, as lines."""
     lines = [
-        f"engine {facts['name']}   pid {facts['pid']}   {facts['clients']} clients   "
+        f"engine {facts['name']}   pid {facts['pid']}   "
+        f"{output.counted(facts['clients'], 'client')}   "
         f"idle: {facts['idle']}   readiness: {facts['readiness']}"
     ]
     for snapshot in facts["engines"]:
@@ -66,7 +67,8 @@ def _engine_lines(snapshot: dict[str, Any]) -> list[str]:
         ]
         for stage in snapshot["stages"]
     ]
-    counters = [[n, f"{v:,}"] for n, v in snapshot["counters"].items() if v]
+    counters = [["counter", "value"]]
+    counters += [[n, f"{v:,}"] for n, v in snapshot["counters"].items() if v]
     channels = [["channel", "pid", "taken", "completed", "wakes", "endpoints", ""]]
     channels += [
         [
@@ -83,10 +85,13 @@ def _engine_lines(snapshot: dict[str, Any]) -> list[str]:
     return [
         f"CPU {snapshot['cpu']}   {snapshot['passes']:,} passes   useful {busy:.1f} %   "
         f"longest pass {snapshot['longest_pass_us']:.0f} µs   stalls {snapshot['stalls']}",
-        f"useful pass, µs   {percentiles}",
-        *output.columns(rows),
-        *output.columns(counters),
-        *output.columns(channels),
+        f"useful pass, µs   {percentiles or 'none yet'}",
+        "",
+        *output.columns(rows, numbers=range(1, 5)),
+        "",
+        *output.columns(counters, numbers={1}),
+        "",
+        *[line.rstrip() for line in output.columns(channels, numbers=range(6))],
     ]
 
 

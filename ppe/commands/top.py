@@ -7,6 +7,7 @@ from typing import Any
 
 from ppe import output
 from ppe.commands.common import add_name, engine
+from ppe.errors import UsageError
 
 
 class TopCommand:
@@ -30,11 +31,15 @@ class TopCommand:
 
     def run(self, args: argparse.Namespace) -> int:
         """Refresh; with --json one object a line."""
+        if not 0 < args.interval < float("inf"):
+            raise UsageError(f"--interval is {args.interval:g}", "use seconds above 0")
+        if args.count < 0:
+            raise UsageError(f"--count is {args.count}", "use 0, which is without end, or more")
         with engine(args.name) as observer:
             mapped = observer.accounts()
             before = [accounts.snapshot() for accounts in mapped]
             started, shown = time.monotonic(), 0
-            display = None if args.json else _display()
+            display = None if args.json else _Display()
             try:
                 while not args.count or shown < args.count:
                     time.sleep(max(args.interval, 0.05))
@@ -71,15 +76,34 @@ def rates(before: dict[str, Any], after: dict[str, Any], seconds: float) -> dict
     }
 
 
-def _display() -> Any:
-    from rich.live import Live
+class _Display:
+    """Where tables are shown: on a terminal each in the place of the last, elsewhere one after the
+    other.
+    """
 
-    live = Live(auto_refresh=False)
-    live.start()
-    return live
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console()
+        self._live = Live(console=self._console, auto_refresh=False)
+        if self._console.is_terminal:
+            self._live.start()
+
+    def show(self, table: Any) -> None:
+        """Show it now."""
+        if self._console.is_terminal:
+            self._live.update(table, refresh=True)
+        else:
+            self._console.print(table)
+
+    def stop(self) -> None:
+        """Leave the last one as it is. Idempotent."""
+        if self._console.is_terminal:
+            self._live.stop()
 
 
-def _show(display: Any, view: list[dict[str, Any]]) -> None:
+def _show(display: _Display | None, view: list[dict[str, Any]]) -> None:
     if display is None:
         output.write(json.dumps({"engines": view}))
         return
@@ -97,4 +121,4 @@ def _show(display: Any, view: list[dict[str, Any]]) -> None:
     for name in view[0]["counters"]:
         if any(v["counters"][name] for v in view):
             table.add_row(name, *[f"{v['counters'][name]:,.0f}" for v in view])
-    display.update(table, refresh=True)
+    display.show(table)

@@ -59,9 +59,11 @@ def _reporter(as_json: bool) -> Any:
         return to_parent
 
     def to_terminal(kind: str, text: str) -> None:
-        if as_json and kind == "ready":
+        if kind == "ready" and as_json:
             output.write_json({"ready": True, "pid": os.getpid(), "text": text})
-        else:
+        elif kind == "ready":
+            output.say(f"ready: {text}")
+        elif kind != "error":  # An error is raised, too, and whoever catches it says it.
             output.say(text)
 
     return to_terminal

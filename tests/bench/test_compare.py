@@ -64,6 +64,13 @@ def test_the_table_warns_of_another_machine():
     assert "not the same machine: cpu_model" in out.getvalue()
 
 
+def test_a_narrow_terminal_cuts_no_figure_off():
+    before, after = result([345678.9] * 3), result([987654.3] * 3)
+    out = io.StringIO()
+    compare.show(before, after, Console(file=out, width=80))
+    assert "…" not in out.getvalue()
+
+
 def test_a_row_as_json_has_both_sides_and_the_verdict():
     row = compare.compare(result([2, 2, 2]), result([4, 4, 4]))[1].to_json()
     assert row["before"] == [2, 2, 2]

@@ -124,7 +124,7 @@ class RunningEngine:
             return {
                 "descriptors": len(list(Path(f"/proc/{self.pid}/fd").iterdir())),
                 "mappings": Path(f"/proc/{self.pid}/maps").read_text().count("/dev/shm/"),
-                "clients": facts["clients"] - 1,
+                "clients": facts["clients"],
                 "channels": sum(len(engine["channels"]) for engine in engines),
                 "endpoints": sum(len(engine["endpoints"]) for engine in engines),
             }

@@ -83,6 +83,13 @@ def test_a_foreground_engine_ends_in_order_on_a_signal(tmp_path, number):
     assert "Traceback" not in engine.complaints()
 
 
+def test_a_foreground_engine_that_cannot_start_says_so_once(engine):
+    done = engine.ppe("up", "--name", "n", "--foreground", "--cpu", "1000", check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0].startswith("ppe up: there is no CPU 1000")
+    assert len(done.stderr.splitlines()) == 2
+
+
 def test_what_a_dead_engine_left_does_not_block_the_next(tmp_path):
     engine = engine_of(tmp_path)
     engine.kill()
@@ -264,6 +271,25 @@ def test_top_shows_rates(engine):
     views = [json.loads(line)["engines"][0] for line in lines]
     assert len(views) == 2
     assert any(view["counters"]["bytes_in"] > 0 for view in views)
+
+
+def test_top_shows_every_look_also_where_there_is_no_terminal(engine):
+    words = ("top", "--name", engine.name, "--count", "2", "--interval", "0.1")
+    shown = engine.ppe(*words).stdout
+    assert shown.count("passes") == 2
+    assert shown.endswith("\n")
+    for wrong in (("--interval", "0"), ("--count", "-1")):
+        done = engine.ppe("top", "--name", engine.name, *wrong, check=False)
+        assert done.returncode == 2
+        assert wrong[0] in done.stderr
+
+
+def test_who_only_looks_is_no_client(engine):
+    facts = json_of(engine.ppe("stat", "--name", engine.name, "--json"))
+    with Echo(engine):
+        more = json_of(engine.ppe("stat", "--name", engine.name, "--json"))
+    assert more["clients"] == facts["clients"] + 1
+    assert facts["clients"] == len({row["client"] for row in facts["engines"][0]["channels"]}) - 1
 
 
 def test_errors_are_listed_once_each(engine):

@@ -90,3 +90,14 @@ def test_a_demo_that_is_told_to_end_leaves_no_engine(tmp_path, number, moment):
         wait_until(lambda: not is_alive(pid), "the engine's end")
         assert "Traceback" not in demo.said()
         assert not list(tmp_path.glob("ppe-demo-*"))
+
+
+@pytest.mark.parametrize("words", [("--mib", "0"), ("--mib", "x"), ("--seconds", "0")])
+def test_a_demo_of_nothing_is_refused_before_it_starts_an_engine(words):
+    done = subprocess.run(
+        [sys.executable, "-m", "ppe", "demo", *words],
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert words[0] in done.stderr
+    assert ENGINE_BEGUN not in done.stderr

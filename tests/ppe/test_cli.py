@@ -7,7 +7,7 @@ import pty
 import subprocess
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -102,6 +102,28 @@ def test_no_command_at_all_is_wrong_usage_and_shows_the_help(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "version" in captured.err
+
+
+def parsers() -> Iterator[cli.Parser]:
+    """The parser of every command, and of what is nested in it."""
+    for name in (*cli.COMMANDS, *cli.PLUGIN_HELP):
+        parser = cli.Parser(prog=f"ppe {name}")
+        cli.load_command(name).prepare_parser(parser)
+        yield parser
+        yield from parser.nested
+
+
+def test_every_help_fits_a_terminal_and_explains_each_argument(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    seen = {parser.prog: parser for parser in parsers()}
+    assert {"ppe up", "ppe iscsi cp", "ppe target serve", "ppe bench compare"} <= seen.keys()
+    for name, parser in seen.items():
+        wide = [line for line in parser.format_help().splitlines() if len(line) > 80]
+        assert not wide, f"{name}: {wide}"
+        silent = [action.dest for action in parser._actions if not action.help]
+        assert silent in ([], ["action"], ["benchmark"]), f"{name}: {silent}"
 
 
 def test_help_of_a_command_shows_its_flags(capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,7 +170,9 @@ class RamBackend:
     def resize(self, size: int) -> None:
         """Cut off, or grow with zeros into the room the buffer has; OSError ENOSPC beyond it."""
         if not 0 < size <= len(self._buffer):
-            raise OSError(errno.ENOSPC, f"this memory holds at most {len(self._buffer)} bytes")
+            room = len(self._buffer)
+            what = f"this memory holds at most {room} bytes: the max_size that it was made with"
+            raise OSError(errno.ENOSPC, what)
         low, high = sorted((size, self.size))
         self._bytes[low:high] = 0
         self._map[-(-low // self.granularity) : -(-high // self.granularity)] = 0

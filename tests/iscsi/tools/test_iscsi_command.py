@@ -172,8 +172,15 @@ def test_reservations_live_from_one_command_to_the_next(served):
     [
         (["cp", "a", "b"], 2, "neither side"),
         (["cp", "{url}", "{url}"], 2, "the same LUN"),
-        (["cp", "/nonexistent", "{url}"], 1, "No such file"),
-        (["cp", "{url}", "/nonexistent/file"], 1, "No such file"),
+        (["cp", "/nonexistent", "{url}"], 1, "/nonexistent: No such file"),
+        (["cp", "{url}", "/nonexistent/file"], 1, "/nonexistent/file: No such file"),
+        (["write", "{url}", "/nonexistent"], 1, "/nonexistent: No such file"),
+        (["write", "{url}", "{large}"], 1, "nothing was written"),
+        (["write", "{url}", "{odd}"], 1, "ends 188 bytes into a block"),
+        (["read", "{url}", "-o", "/nonexistent/file"], 1, "/nonexistent/file: No such file"),
+        (["read", "{url}", "--blocks", "few"], 2, "'few' is no whole number"),
+        (["inq", "{url}", "--timeout", "0"], 2, "above 0"),
+        (["perf", "{url}", "-t", "nan"], 2, "above 0"),
         (["cp", "{large}", "{url}"], 1, "nothing was written"),
         (["cp", "{empty}", "{url}"], 1, "is empty"),
         (["cp", "{url}"], 2, "TO"),
@@ -204,7 +211,8 @@ def test_bad_input_is_named_and_ends_with_the_right_code(served, tmp_path, words
     (tmp_path / "empty").touch()
     sparse_file(tmp_path / "large", 17 * MIB)
     places = {"url": served.urls[0], "thick": served.urls[2]}
-    places |= {name: tmp_path / name for name in ("empty", "large")}
+    (tmp_path / "odd").write_bytes(bytes(700))
+    places |= {name: tmp_path / name for name in ("empty", "large", "odd")}
     assert said in served.shell.fails(
         "iscsi", *(word.format(**places) for word in words), code=code
     )

@@ -3,6 +3,7 @@ is, ending in order.
 """
 
 import errno
+import json
 import signal
 import socket
 import stat
@@ -129,7 +130,7 @@ def test_a_file_of_a_removed_lun_can_be_served_again(served, tmp_path):
         (["add", "--lun", "1", "--ram", "1M", "--iqn", "iqn.2026-01.a:b"], 1, "no target called"),
         (["rm", "--lun", "5"], 1, "no LUN 5"),
         (["rm"], 2, "--lun"),
-        (["resize", "--lun", "0", "--size", "4G"], 1, "at most"),
+        (["resize", "--lun", "0", "--size", "4G"], 1, "max_size"),
         (["resize", "--lun", "0", "--size", "x"], 2, "--size"),
         (["reload"], 1, "without a file"),
         (["ls", "--name", "nobody"], 1, "no target server answers"),
@@ -138,6 +139,11 @@ def test_a_file_of_a_removed_lun_can_be_served_again(served, tmp_path):
         (["stat", "--format", "xml"], 2, "xml"),
         (["restart"], 2, "restart"),
         (["serve", "--config", "x.toml", "--ram", "1M"], 2, "exclude each other"),
+        (["serve", "--config", "x.toml", "--engine", "e"], 2, "--engine and --config exclude"),
+        (["serve", "--config", "x.toml", "--block-size", "4096"], 2, "--block-size and --config"),
+        (["serve", "--config", "x.toml", "--max-connections", "0"], 2, "exclude each other"),
+        (["serve", "--ram", "1X"], 2, "'1X' is no size"),
+        (["serve", "--file", "nothing.img"], 1, "--size makes a missing file"),
         (["serve", "--config", "/nonexistent.toml"], 2, "cannot read"),
         (["add", "--lun", "1", "--ram", "1M", "--warn-used", "80%"], 2, "only a thin unit"),
         (["add", "--lun", "1", "--ram", "1M", "--thin", "--warn-free", "101%"], 2, "no share"),
@@ -435,13 +441,17 @@ def test_check_config_says_that_a_file_is_right_and_who_gets_in(shell, tmp_path)
     path = config(tmp_path, target(lun(0), lun(1)))
     done = shell.run("target", "check-config", path)
     assert done.returncode == 0
-    assert b"1 targets, 2 LUNs" in done.stdout
+    assert b"1 target, 2 LUNs" in done.stdout
     assert b"everybody" in done.stderr
     config(tmp_path, target(lun(0), lun(0)))
     assert f"{path}:" in shell.fails("target", "check-config", path, code=2)
     done = shell.run("target", "check-config", path, "--json")
     assert done.returncode == 2
     assert b"LUN 0 is given twice" in done.stdout
+    path.write_text("[server\n")
+    done = shell.run("target", "check-config", path, "--json")
+    assert done.returncode == 2
+    assert "is not TOML" in json.loads(done.stdout)["faults"][0]
 
 
 def test_a_control_path_that_is_a_file_is_left_alone(shell, tmp_path):
