@@ -134,6 +134,7 @@ class InlineHandle:
             return  # A forked child: sockets, rings and the poller are the parent's.
         self._check()
         number, segment, bell = self._channels.pop(channel)
+        self._rnics.leave(number)
         self._port.detach(number)
         self._movers.forget(number)
         self._numbers.append(number)
@@ -201,6 +202,7 @@ class InlineHandle:
         self._closed = True
         if os.getpid() != self._pid:
             return  # Closing the poller's copy would take the parent's sockets out of it.
+        self._rnics.close()
         self._arenas.close()
         self._port.close()
         self._tables.close()

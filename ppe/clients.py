@@ -222,6 +222,7 @@ class Registry:
         if any(other.beside is hold for other in client.channels.values()):
             raise Refused(f"channel {channel} has the wake word of others: detach those first")
         del client.channels[channel]
+        hold.engine.rnics.leave(hold.row)
         hold.engine.port.detach(hold.row)
         hold.engine.movers.forget(hold.row)
         self._unmap(client, hold.mapping)

@@ -82,10 +82,19 @@ class EngineConfig:
     readiness: str = _setting(
         "auto", "how sockets announce data", choices=("auto", "io_uring", "epoll")
     )
+    rdma_devices: str = _setting(
+        "", "RDMA devices to open and poll for clients: rxe0 or mlx5_0,mlx5_1 (docs/VERBS.md)"
+    )
     force: bool = _setting(
         False, "share a taken CPU, and spin on every CPU there is", is_switch=True
     )
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def rdma_device_names(self) -> tuple[str, ...]:
+        """The names in `rdma_devices`, each once."""
+        names = (name.strip() for name in self.rdma_devices.split(","))
+        return tuple(dict.fromkeys(name for name in names if name))
 
 
 def settings(section: type[EngineConfig] | type[Limits]) -> dict[str, Setting]:

@@ -78,6 +78,7 @@ class Daemon:
             os.sched_setaffinity(0, self.partition.housekeeping_cpus)
         self._counter = compile_engine(self._report, self.partition.engine_cpus)
         self._start_engines()
+        self._open_devices()
         from ppe.control import ControlServer
 
         self.server = ControlServer(self.files.socket, self.config, self.engines)
@@ -105,6 +106,22 @@ class Daemon:
             if complaint:
                 self._report("note", complaint)
             self.engines.append(engine)
+
+    def _open_devices(self) -> None:
+        """Open the RDMA devices that were asked for, in each engine, before anybody is served."""
+        from ppe.cycle.rnic.verbs.library import NoVerbsError
+        from ppe.cycle.rnic.verbs.pointers import PointerUnknownError
+
+        for engine in self.engines:
+            for name in self.config.rdma_device_names:
+                try:
+                    engine.rnics.devices.open(name)
+                except (OSError, NoVerbsError, PointerUnknownError) as error:
+                    why = getattr(error, "strerror", None) or str(error)
+                    raise OperatorError(
+                        f"RDMA device {name} cannot be driven: {why}",
+                        "look at `ppe doctor`, or leave it out of --rdma-devices",
+                    ) from error
 
     def stat(self) -> dict[str, Any]:
         """What the control plane knows; the engines' own accounts are read from their segments."""

@@ -50,6 +50,7 @@ class EngineThread:
             endpoints_per_client=limits.endpoints,
         )
         self._client_connection_bytes = limits.client_connection_bytes
+        self._rdma_devices = config.rdma_device_names
         self._settings = Settings(
             idle=config.idle, readiness=config.readiness, port_floor=port_floor
         )
@@ -78,7 +79,9 @@ class EngineThread:
             self.tables.load_datamover()
             self.port = ControlPort(self.tables, inline=False)
             self.movers = Movers(self.port, MOVERS_BYTES_MAX, self._client_connection_bytes)
-            self.rnics = Rnics(self.port, RNICS_BYTES_MAX, self._client_connection_bytes)
+            self.rnics = Rnics(
+                self.port, RNICS_BYTES_MAX, self._client_connection_bytes, self._rdma_devices
+            )
             self.port.start()
             self._started.lock_complaint = self.tables.lock_memory()
             info = self.tables.layout.rows(self.tables.accounts.array, "info", ENGINE_INFO)[0]
@@ -105,6 +108,7 @@ class EngineThread:
             return
         # One that starts late would run for ever: there is nothing yet that could stop it.
         if self._ready.wait(START_SECONDS) and self._started.error is None:
+            self.rnics.close()
             self.tables.stop[0] = 1
             self.port.wake()
             self._thread.join()

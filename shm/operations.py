@@ -77,6 +77,7 @@ CONTROL_MAKE_TABLE: Final = 135
 CONTROL_TAKE_OUT: Final = 136  # an endpoint leaves; the answer is its descriptor
 CONTROL_ADOPT: Final = 137  # a connected descriptor becomes an endpoint
 CONTROL_RDMA: Final = 138  # an order to the RDMA service; flags: which
+CONTROL_VERBS: Final = 139  # an order to the service of verbs devices; flags: which
 CONTROL_FAULT: Final = 132  # unsolicited: a client's memory went away under the engine
 
 OPCODE_NAMES: Final = {

@@ -70,6 +70,7 @@ EVENT_SQ_DRAINED: Final = 5
 EVENT_SRQ_LIMIT_REACHED: Final = 15
 EVENT_QP_LAST_WQE_REACHED: Final = 16
 EVENT_DISCONNECTED: Final = 64  # the connection manager's: the peer has closed in order
+EVENT_NEWS: Final = 65  # ours: the control plane has news of a verbs device; of no queue pair
 EVENT_NAMES: Final = {
     EVENT_QP_FATAL: "QP fatal",
     EVENT_QP_REQ_ERR: "QP request error",
@@ -92,6 +93,7 @@ COUNT_SHIFT: Final = 48
 SGES_MAX: Final = 10
 SGES_PER_SLOT: Final = 3
 WC_FLAGS_MASK: Final = 0xFF_FFFF  # of arg1
+WC_MAY_BE_SOLICITED: Final = 1 << 24  # of a WC in the engine: its device does not tell
 WC_OPCODE_SHIFT: Final = 24
 WC_OPCODE_MASK: Final = 0xFF
 SQ_DONE_SHIFT: Final = 32
@@ -103,6 +105,17 @@ MASK_32: Final = 0xFFFF_FFFF
 ORDER_DOMAIN: Final = 1
 ORDER_SRQ: Final = 2
 ORDER_ENABLE: Final = 3
+# And to that of verbs devices (flags of CONTROL_VERBS), which has DOMAIN and SRQ besides.
+ORDER_CQ: Final = 4
+ORDER_WATCH: Final = 5
+ORDER_QP: Final = 6
+ORDER_REGISTER: Final = 7
+ORDER_DEREGISTER: Final = 8
+ORDER_READY: Final = 9
+ORDER_TELL: Final = 10  # an event; that of a queue pair ends it
+ORDER_STOP: Final = 11
+ORDER_LET_GO: Final = 12
+ORDER_CLOSE: Final = 13
 
 
 @nopython

@@ -13,10 +13,10 @@ import numpy as np
 from host.channel import Channel
 from host.completion import Completion
 from host.verbs import doors
-from host.verbs.cm import Listener
 from host.verbs.cq import CompletionQueue, wc_of
+from host.verbs.device_provider import DeviceProvider
 from host.verbs.memory import ProtectionDomain
-from host.verbs.provider import DeviceAttr, Ids, IwarpProvider, Provider
+from host.verbs.provider import DeviceAttr, Ids, IwarpProvider, Listener, Provider
 from host.verbs.qp import QueuePair, SharedReceiveQueue
 from host.verbs.records import DEVICE, ERROR, QPS_MAX
 from host.verbs.work import QpCap, SgeScratch, WorkCompletion
@@ -35,6 +35,7 @@ from shm.verbs import (
     EVENT_IS_OURS,
     EVENT_MASK,
     EVENT_NAMES,
+    EVENT_NEWS,
     EVENT_QP_FATAL,
     EVENT_TERMINATE_SHIFT,
     TERMINATE_MASK,
@@ -47,6 +48,14 @@ _PROVIDERS: dict[str, MakeProvider] = {"iwarp": IwarpProvider}
 def add_provider(name: str, make: MakeProvider) -> None:
     """Have `Device(..., provider=name)` mean another kind of device."""
     _PROVIDERS[name] = make
+
+
+def _make_provider(name: str, engine: Any, channel: Channel, ids: Ids) -> Provider:
+    """A provider by its name, or the RDMA device of that name. Raises OSError if there is none."""
+    make = _PROVIDERS.get(name)
+    return (
+        DeviceProvider(name, engine, channel, ids) if make is None else make(engine, channel, ids)
+    )
 
 
 class AsyncEvent(NamedTuple):
@@ -67,14 +76,16 @@ class AsyncEvent(NamedTuple):
 
 
 class Device:
-    """An RNIC. The channel's completions that are not the device's stay in `others`."""
+    """An RNIC: the engine's own, `iwarp`, or an RDMA device that the engine drives, by its name as
+    `rdma link` shows it. The channel's completions that are not the device's stay in `others`.
+    Raises OSError for a device that there is not.
+    """
 
     def __init__(self, engine: Any, channel: Channel, provider: str = "iwarp") -> None:
-        if provider not in _PROVIDERS:
-            raise ValueError(f"provider {provider!r}: there are {', '.join(sorted(_PROVIDERS))}")
         self.engine, self.channel = engine, channel
         self.ids = Ids()
-        self.provider = _PROVIDERS[provider](engine, channel, self.ids)
+        self.provider = _make_provider(provider, engine, channel, self.ids)
+        self.provider.bind(self)
         self.sges = SgeScratch()
         self.others: deque[Completion] = deque()
         self.domains: set[ProtectionDomain] = set()
@@ -154,6 +165,7 @@ class Device:
             for completion in found:
                 self._sort(completion)
             found = self.channel.poll()
+        self.provider.progress()
         for listener in list(self._listeners):
             listener.check_timers()
 
@@ -179,6 +191,9 @@ class Device:
             self.others.append(done)
 
     def _on_event(self, done: Completion) -> None:
+        if done.opcode == EVENT_RDMA and done.arg0 & EVENT_MASK == EVENT_NEWS:
+            self.provider.has_news()
+            return
         srq = self._srqs.get(done.endpoint)
         if srq is not None:
             self._events.append(AsyncEvent(done.arg0 & EVENT_MASK, srq, None, False, 0))
@@ -246,11 +261,8 @@ class Device:
             qp.bound(wc)
 
     def shut_down(self, qp: QueuePair, timeout_s: float) -> None:
-        """End our direction behind what was posted, and wait for the peer to end its own."""
-        own = self.ids.new()
-        if self.channel.post_shutdown(qp.endpoint, own):
-            self.channel.complete(own)
-            self.wait_until(lambda: qp.state == ERROR, timeout_s)
+        """End the connection behind what was posted, and wait until it has ended."""
+        self.provider.shut_down(qp, timeout_s)
 
     def close_qp(self, qp: QueuePair) -> None:
         """Close a queue pair's endpoint and sort what it had outstanding."""

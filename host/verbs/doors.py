@@ -7,6 +7,7 @@ from host.verbs.records import qp_at
 from shm.channel import H_CONSUMER, H_WAITER, fill, prepare, submit
 from shm.jit import entry
 from shm.libc import monotonic_ns
+from shm.memory import store_64
 from shm.operations import RDMA_BIND_MW, RDMA_REGISTER
 from shm.records import wqe_at
 from shm.solicited import has_solicited
@@ -96,6 +97,18 @@ def post_register(
     return 1
 
 
+@entry("int64(intp, intp, int64, intp)")
+def name_memory(context: int, address: int, length: int, out: int) -> int:
+    """Region and offset, by which the engine knows memory of this process: 0 or -EFAULT."""
+    index = native.region_of(context, address, length)
+    if index < 0:
+        return verbs.EFAULT
+    mapping = mapping_at(context_at(context)[0]["mappings"] + index * MAPPING_SIZE)[0]
+    store_64(out, mapping["region"])
+    store_64(out + 8, address - mapping["address"] + mapping["offset"])
+    return 0
+
+
 @entry("int64(intp, int64, int64, int64)")
 def wait_solicited(context: int, deadline_ns: int, tick_at_ns: int, inline: int) -> int:
     """Sleep until a solicited completion can be polled: the reason, as of `native.wait_n`."""
@@ -118,4 +131,12 @@ def wait_solicited(context: int, deadline_ns: int, tick_at_ns: int, inline: int)
     return THRESHOLD
 
 
-__all__ = ["RDMA_BIND_MW", "note_wc", "post_pair", "post_recv", "post_register", "post_send"]
+__all__ = [
+    "RDMA_BIND_MW",
+    "name_memory",
+    "note_wc",
+    "post_pair",
+    "post_recv",
+    "post_register",
+    "post_send",
+]

@@ -28,7 +28,9 @@ def span_of(memory: Buffer | NDArray[Any]) -> tuple[int, int]:
 
 @dataclass(slots=True, eq=False)
 class MemoryRegion:
-    """Registered memory. `lkey` names it in our work requests, `rkey` in the peer's."""
+    """Registered memory. `lkey` and `addr` name its first byte in our work requests, `rkey` and
+    `remote_addr` in the peer's: a real device knows memory by the engine's addresses.
+    """
 
     pd: "ProtectionDomain"
     addr: int
@@ -36,12 +38,17 @@ class MemoryRegion:
     lkey: int
     rkey: int
     access: int
+    remote_addr: int
     _memory: Any = field(repr=False, default=None)  # keeps the pages mapped while registered
 
     def sge(self, offset: int = 0, length: int | None = None) -> Sge:
         """A piece of it."""
         size = self.length - offset if length is None else length
         return Sge(self.addr + offset, size, self.lkey)
+
+    def remote(self, address: int) -> int:
+        """What peers call the byte that is `address` in our work requests."""
+        return self.remote_addr + address - self.addr
 
     def dereg(self) -> None:
         """Take it back. Raises OSError: EBUSY while work under way needs it, EINVAL when it was
@@ -95,8 +102,8 @@ class ProtectionDomain:
         """
         address, size = span_of(memory)
         name = address if iova is None else iova
-        lkey, rkey = self.device.provider.reg_mr(self, address, size, name, access)
-        region = MemoryRegion(self, name, size, lkey, rkey, access, memory)
+        lkey, rkey, remote = self.device.provider.reg_mr(self, address, size, name, access)
+        region = MemoryRegion(self, name, size, lkey, rkey, access, remote, memory)
         self.regions.add(region)
         return region
 

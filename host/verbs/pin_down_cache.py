@@ -75,7 +75,8 @@ class PinDownCache:
         self._idle.pop(entry, None)
         self.counters.leases += 1
         region = entry.region
-        lease = Lease(array, start, region.lkey, region.rkey, self._release)
+        place = start, region.remote(start)
+        lease = Lease(array, *place, region.lkey, region.rkey, self._release)
         self._leased[lease] = entry
         return lease
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from host import doors as plain_doors
 from host.verbs import doors
+from host.verbs.records import ERROR
 from shm.operations import (
     RDMA_ALLOC_MW,
     RDMA_DEREGISTER,
@@ -22,7 +23,7 @@ from shm.verbs import SGES_MAX
 
 if TYPE_CHECKING:
     from host.channel import Channel
-    from host.verbs.cm import ConnParam, Listener
+    from host.verbs.cm import ConnParam
     from host.verbs.memory import MemoryRegion, MemoryWindow, ProtectionDomain
     from host.verbs.mpa import Startup
     from host.verbs.qp import QueuePair
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DeviceAttr:
-    """What a device can do (struct ibv_device_attr, what of it matters here)."""
+    """What a device can do (struct ibv_device_attr, what of it matters here). `terminates`: its
+    asynchronous events carry the code of the Terminate that ended a connection. `solicited`: it
+    tells which messages were; else each receive counts as solicited. `invalidation`: a peer's Send
+    can end the use of a region.
+    """
 
     name: str
     max_qp_wr: int = DEPTH_MAX
@@ -40,6 +45,35 @@ class DeviceAttr:
     atomics: bool = True  # between peers that agree on RFC 7306
     memory_windows: bool = False
     on_demand_paging: bool = False
+    terminates: bool = False
+    solicited: bool = False
+    invalidation: bool = False
+
+
+class Listener(Protocol):
+    """Waits for connections. What `poll` and `get_request` give is accepted or rejected."""
+
+    address: tuple[str, int]
+    port: int
+
+    def open(self, device: Any) -> None:
+        """Begin to accept."""
+
+    def check_timers(self) -> None:
+        """Drop whoever took too long; the device calls this when it makes progress."""
+
+    def poll(self) -> Any:
+        """A request that came, or None. Never blocks."""
+
+    def get_request(self, timeout_s: float | None = None) -> Any:
+        """Wait for a request. Raises TimeoutError."""
+
+    def close(self) -> None:
+        """Listen no more. Idempotent."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 class Provider(Protocol):
@@ -55,8 +89,8 @@ class Provider(Protocol):
 
     def reg_mr(
         self, pd: "ProtectionDomain", address: int, size: int, iova: int, access: int
-    ) -> tuple[int, int]:
-        """lkey and rkey of newly registered memory."""
+    ) -> tuple[int, int, int]:
+        """lkey and rkey of newly registered memory, and what peers call its first byte."""
 
     def dereg_mr(self, pd: "ProtectionDomain", region: "MemoryRegion") -> None:
         """Take it back."""
@@ -79,11 +113,23 @@ class Provider(Protocol):
     def connect(self, qp: "QueuePair", address: tuple[str, int], param: "ConnParam") -> "Startup":
         """Connect a queue pair as the active side."""
 
-    def listen(self, address: tuple[str, int], backlog: int) -> "Listener":
+    def listen(self, address: tuple[str, int], backlog: int) -> Listener:
         """Listen for connections."""
 
     def start(self, qp: "QueuePair") -> None:
         """Begin full operation; the receives are posted."""
+
+    def shut_down(self, qp: "QueuePair", timeout_s: float) -> None:
+        """End the connection behind what was posted, and wait until it has ended."""
+
+    def bind(self, device: Any) -> None:
+        """The device whose provider it is; before anything else."""
+
+    def progress(self) -> None:
+        """The device makes progress."""
+
+    def has_news(self) -> None:
+        """The engine says that the control plane has news for this channel."""
 
     def query(self, qp: "QueuePair") -> tuple[int, int, int]:
         """State, Terminate that came, Terminate that was sent."""
@@ -94,7 +140,10 @@ class IwarpProvider:
 
     def __init__(self, engine: Any, channel: "Channel", ids: "Ids") -> None:
         self.engine, self.channel, self._ids = engine, channel, ids
-        self.attributes = DeviceAttr("iwarp", memory_windows=True)
+        self._device: Any = None
+        self.attributes = DeviceAttr(
+            "iwarp", memory_windows=True, terminates=True, solicited=True, invalidation=True
+        )
 
     def alloc_pd(self) -> int:
         """Handle of a new protection domain."""
@@ -106,8 +155,8 @@ class IwarpProvider:
 
     def reg_mr(
         self, pd: "ProtectionDomain", address: int, size: int, iova: int, access: int
-    ) -> tuple[int, int]:
-        """lkey and rkey, which are one STag here."""
+    ) -> tuple[int, int, int]:
+        """lkey and rkey, which are one STag here; peers name bytes as their owner does."""
         own = self._ids.new()
         posted = doors.post_register(
             self.channel.context, pd.handle, own, address, size, iova, access
@@ -116,7 +165,7 @@ class IwarpProvider:
             raise ValueError("that memory is not shared with the engine: use a buffer from alloc()")
         self._posted(posted)
         stag = self.channel.complete(own).check().arg0
-        return stag, stag
+        return stag, stag, iova
 
     def dereg_mr(self, pd: "ProtectionDomain", region: "MemoryRegion") -> None:
         """Take it back."""
@@ -153,7 +202,7 @@ class IwarpProvider:
 
         return cm.connect(self, qp, address, param)
 
-    def listen(self, address: tuple[str, int], backlog: int) -> "Listener":
+    def listen(self, address: tuple[str, int], backlog: int) -> Listener:
         """Listen for connections."""
         from host.verbs import cm
 
@@ -169,6 +218,23 @@ class IwarpProvider:
     def start(self, qp: "QueuePair") -> None:
         """Begin full operation."""
         self._ask(RDMA_START, qp.endpoint, 0)
+
+    def shut_down(self, qp: "QueuePair", timeout_s: float) -> None:
+        """End our direction behind what was posted, and wait for the peer to end its own."""
+        own = self._ids.new()
+        if self.channel.post_shutdown(qp.endpoint, own):
+            self.channel.complete(own)
+            self._device.wait_until(lambda: qp.state == ERROR, timeout_s)
+
+    def bind(self, device: Any) -> None:
+        """The device whose provider it is."""
+        self._device = device
+
+    def progress(self) -> None:
+        """The engine does all of it."""
+
+    def has_news(self) -> None:
+        """There are none of a software RNIC."""
 
     def query(self, qp: "QueuePair") -> tuple[int, int, int]:
         """State, Terminate that came, Terminate that was sent."""

@@ -244,7 +244,7 @@ class QueuePair:
             raise OSError(
                 errno.EOPNOTSUPP,
                 f"opcode {opcode} needs RFC 7306, which this connection was made without: give "
-                "extensions=True on both sides",
+                "extensions=True on both sides; or the device lacks it",
             )
         if posted < 0:
             raise OSError(-posted, f"a queue pair in {self.state_name} takes no work request")

@@ -62,13 +62,14 @@ class Counters:
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """The use of registered memory for a while. `addr`, `lkey` and `rkey` name `array`, which is
-    the caller's memory, or a place of the pool's that stands for it: then `load` before the data
-    is sent, `store` after it came.
+    """The use of registered memory for a while. `addr` and `lkey`, and for peers `remote_addr` and
+    `rkey`, name `array`, which is the caller's memory, or a place of the pool's that stands for
+    it: then `load` before the data is sent, `store` after it came.
     """
 
     array: NDArray[Any]
     addr: int
+    remote_addr: int
     lkey: int
     rkey: int
     _end: Callable[["Lease"], None] = field(repr=False)
@@ -147,7 +148,8 @@ class OnTheFly:
         self.counters.registrations += 1
         self.counters.leases += 1
         self.counters.pinned(region.length)
-        lease = Lease(array, region.addr, region.lkey, region.rkey, self._release)
+        place = region.addr, region.remote_addr
+        lease = Lease(array, *place, region.lkey, region.rkey, self._release)
         self._regions[lease] = region
         return lease
 
@@ -227,7 +229,7 @@ class PreRegistered:
                 self.counters.hits += 1
                 self.counters.leases += 1
                 keys = slab.region.lkey, slab.region.rkey
-                lease = Lease(array, start, *keys, self._release)
+                lease = Lease(array, start, slab.region.remote(start), *keys, self._release)
                 self._leased[lease] = None
                 return lease
         lease = self.take(size)
@@ -242,6 +244,7 @@ class PreRegistered:
         lease = Lease(
             array,
             slab.region.addr + at,
+            slab.region.remote_addr + at,
             slab.region.lkey,
             slab.region.rkey,
             self._release,
@@ -297,7 +300,7 @@ class Windows:
             raise ValueError("that memory is not of the buffer whose windows these are")
         self.counters.leases += 1
         if not access & REMOTE:
-            lease = Lease(array, start, region.lkey, 0, self._release)
+            lease = Lease(array, start, 0, region.lkey, 0, self._release)
             self._leased[lease] = None
             return lease
         window = self._idle.pop() if self._idle else self._qp.pd.alloc_mw()
@@ -310,7 +313,8 @@ class Windows:
             raise BlockingIOError("the send queue is full: poll completions first")
         window.rkey = self._cq.complete(wr_id).check().new_rkey
         self.counters.misses += 1
-        lease = Lease(array, start, region.lkey, window.rkey, self._release)
+        place = start, region.remote(start)
+        lease = Lease(array, *place, region.lkey, window.rkey, self._release)
         self._leased[lease] = window
         return lease
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
-from host.verbs.cm import ConnectRequest, ConnParam, Listener
+from host.verbs.cm import ConnectRequest, ConnParam
 from host.verbs.credits import CreditAccount, CreditPool
 from host.verbs.device import Device
 from host.verbs.endpoint import Endpoint, Sent
@@ -25,6 +25,7 @@ from host.verbs.exchange import (
 )
 from host.verbs.memory import ProtectionDomain
 from host.verbs.pin_down_cache import PinDownCache
+from host.verbs.provider import Listener
 from host.verbs.quotas import Quota, Share
 from host.verbs.registration import Lease, Memory, PreRegistered, Registrar
 from host.verbs.work import QpCap, RecvWr, WorkCompletion
@@ -128,7 +129,7 @@ class Service:
         except OSError:
             lease.release()
             raise
-        export = Export(Descriptor(lease.rkey, lease.length, lease.addr), lease)
+        export = Export(Descriptor(lease.rkey, lease.length, lease.remote_addr), lease)
         self.exports.add(export)
         self.counters.exports += 1
         return export

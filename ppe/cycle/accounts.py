@@ -73,6 +73,7 @@ STAGES: Final = (
     "control",
     "submissions",
     "readiness",
+    "completions",
     "receive",
     "transmit",
     "timers",

@@ -46,6 +46,7 @@ from shm.operations import (
     CONTROL_RDMA,
     CONTROL_REMOVE_REGION,
     CONTROL_TAKE_OUT,
+    CONTROL_VERBS,
 )
 from shm.records import CQE, NEVER, SLOT_SIZE, WQE, wqe_at
 from shm.view import address_of
@@ -284,6 +285,22 @@ class ControlPort:
             flags=which,
             endpoint=endpoint,
             arg0=held,
+            arg1=channel,
+            arg2=domain,
+            user_data=srq,
+        )
+
+    def order_verbs(
+        self, which: int, channel: int = CONTROL_CHANNEL, *, arg0: int = 0, domain: int = 0,
+        endpoint: int = 0, srq: int = 0,
+    ) -> int:  # fmt: skip
+        """One of `shm.verbs`' ORDER_*, to the service of verbs devices. Raises OSError."""
+        self.tables.load_verbs()
+        return self._call(
+            CONTROL_VERBS,
+            flags=which,
+            endpoint=endpoint,
+            arg0=arg0,
             arg1=channel,
             arg2=domain,
             user_data=srq,

@@ -11,7 +11,15 @@ from ppe.cycle import hot, libc
 from ppe.cycle.accounts import ENGINE_INFO, INDEX, STAGE_INDEX, STAGE_ROW, STAGE_SIZE, add
 from ppe.cycle.readiness import poller
 from ppe.cycle.records import NONE, SLEEP, YIELD, engine_at
-from ppe.cycle.stages import control, events, receive, submissions, timers, transmit
+from ppe.cycle.stages import (
+    completions,
+    control,
+    events,
+    receive,
+    submissions,
+    timers,
+    transmit,
+)
 from ppe.cycle.stages import readiness as readiness_stage
 from ppe.cycle.stages.channels import park_all
 from shm.atomics import cycles, load_relaxed, pause, store_relaxed
@@ -34,6 +42,7 @@ INTERRUPTED: Final = 3
 
 CONTROL, SUBMISSIONS = STAGE_INDEX["control"], STAGE_INDEX["submissions"]
 READINESS, RECEIVE = STAGE_INDEX["readiness"], STAGE_INDEX["receive"]
+COMPLETIONS = STAGE_INDEX["completions"]
 TRANSMIT, TIMERS, EVENTS = STAGE_INDEX["transmit"], STAGE_INDEX["timers"], STAGE_INDEX["events"]
 _USEFUL, _WORK = offset(STAGE_ROW, "useful_cycles"), offset(STAGE_ROW, "work")
 _RUNS, _EMPTY = offset(STAGE_ROW, "runs"), offset(STAGE_ROW, "empty_cycles")
@@ -82,6 +91,10 @@ def one_pass(engine: int) -> int:
     work = readiness_stage.step(engine)
     mark = account(engine, READINESS, work, mark, sampled)
     total += work
+    if mine["verbs"] != 0:
+        work = completions.step(engine)
+        mark = account(engine, COMPLETIONS, work, mark, sampled)
+        total += work
     if mine["receive_head"] != mine["receive_tail"]:
         work = receive.step(engine)
         mark = account(engine, RECEIVE, work, mark, sampled)
@@ -130,6 +143,8 @@ def sleep(engine: int, until_ns: int, inline: bool) -> int:
         return 0  # It has to be asked once more.
     # The inline host cannot post while it sleeps here, so its channel needs no parking.
     if not inline and not park_all(engine):
+        return 0
+    if mine["verbs"] != 0 and completions.arm(engine) != 0:
         return 0
     _show(engine)
     wait_ns = min(until_ns - monotonic_ns(), SLEEP_NS_MAX)

@@ -57,6 +57,7 @@ _getsockname = external("getsockname", _I32, _I32, _PTR, _PTR)
 _recvmsg = external("recvmsg", _I64, _I32, _PTR, _I32)
 _sendmsg = external("sendmsg", _I64, _I32, _PTR, _I32)
 _recv = external("recv", _I64, _I32, _PTR, _I64, _I32)
+_read = external("read", _I64, _I32, _PTR, _I64)
 _send = external("send", _I64, _I32, _PTR, _I64, _I32)
 _epoll_ctl = external("epoll_ctl", _I32, _I32, _I32, _I32, _PTR)
 _epoll_wait = external("epoll_wait", _I32, _I32, _PTR, _I32, _I32)
@@ -153,6 +154,12 @@ def send_message(descriptor: int, message: int, more: bool) -> int:
 def receive_bytes(descriptor: int, address: int, length: int) -> int:
     """recv(2) into one span; cheaper than recvmsg."""
     return _result(_recv(descriptor, address, length, MSG_FLAGS))
+
+
+@nopython
+def read_bytes(descriptor: int, address: int, length: int) -> int:
+    """read(2), of what is no socket."""
+    return _result(_read(descriptor, address, length))
 
 
 @nopython

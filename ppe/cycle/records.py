@@ -72,6 +72,7 @@ ENGINE: Final = record(
     Field("rdma", "<i8"),  # the same of the RDMA service, and of its RNIC
     Field("rnic", "<i8"),
     Field("iser", "<i8"),  # the address of the datamover's service over queue pairs
+    Field("verbs", "<i8"),  # and of the service of verbs devices; 0: there is none to be polled
     # The endpoint that received last is asked again in each pass for a while, before its edge.
     Field("hot", "<i8"),  # its index, or -1
     Field("hot_until", "<i8"),
@@ -163,6 +164,7 @@ POOL: Final = 5  # no connection: buffers that several datamovers share
 TABLE: Final = 6  # no connection: units that the engine serves for several datamovers
 DOMAIN: Final = 7  # no connection: a protection domain
 SHARED: Final = 8  # no connection: a shared receive queue
+WATCHED: Final = 9  # no connection: a descriptor of a verbs device that may have news
 STATE_NAMES: Final = (
     "free",
     "connecting",
@@ -173,6 +175,7 @@ STATE_NAMES: Final = (
     "table",
     "protection domain",
     "shared receive queue",
+    "watched",
 )
 
 # Idle strategies.

@@ -1,6 +1,8 @@
-"""Queue pairs and shared receive queues as the control plane makes them."""
+"""Queue pairs and shared receive queues as the control plane makes them: those of the software RNIC
+here, those of a verbs device in `devices`, which is loaded when a client asks for one.
+"""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ppe.cycle.blocks import Blocks
 from ppe.cycle.control_port import ControlPort
@@ -12,6 +14,9 @@ from shm.qp_spec import DEPTH_MAX, QpSpec
 from shm.verbs import ORDER_DOMAIN, ORDER_ENABLE, ORDER_SRQ
 from shm.view import window
 
+if TYPE_CHECKING:
+    from ppe.cycle.devices import Devices
+
 
 @entry("boolean(intp)")
 def _is_over(held: int) -> bool:
@@ -20,11 +25,19 @@ def _is_over(held: int) -> bool:
 
 class Rnics:
     """The RDMA objects of one engine. `limit`: bytes of all their blocks together; `client_limit`:
-    of those that one client uses.
+    of those that one client uses; `devices`: the verbs devices that clients may use, None for all.
     """
 
-    def __init__(self, port: ControlPort, limit: int, client_limit: int) -> None:
+    def __init__(
+        self,
+        port: ControlPort,
+        limit: int,
+        client_limit: int,
+        devices: tuple[str, ...] | None = None,
+    ) -> None:
         self._port = port
+        self._limits, self._allowed = (limit, client_limit), devices
+        self._devices: Devices | None = None
         self._blocks = Blocks("queue pairs and receive queues", _is_over, limit, client_limit)
 
     def call(self, client: int, channel: int, message: dict[str, Any]) -> dict[str, Any]:
@@ -34,6 +47,8 @@ class Rnics:
         Raises ValueError for what cannot be, MemoryError beyond a limit, OSError when the engine
         refuses.
         """
+        if "device" in message:
+            return self.devices.call(client, channel, message)
         what = message.get("do")
         if what == "domain":
             return {"domain": self._port.order_rdma(ORDER_DOMAIN, channel)}
@@ -48,6 +63,25 @@ class Rnics:
             self._port.tables.load_iser()
             return {}
         raise ValueError(f"{what!r} is nothing that an RNIC does")
+
+    @property
+    def devices(self) -> "Devices":
+        """The verbs devices."""
+        if self._devices is None:
+            from ppe.cycle.devices import Devices
+
+            self._devices = Devices(self._port, *self._limits, self._allowed)
+        return self._devices
+
+    def leave(self, channel: int) -> None:
+        """A channel is about to be detached: what it had of verbs devices goes first."""
+        if self._devices is not None:
+            self._devices.leave(channel)
+
+    def close(self) -> None:
+        """Close the verbs devices; no channel is left, and the engine runs still."""
+        if self._devices is not None:
+            self._devices.close()
 
     def make_srq(self, client: int, channel: int, domain: int, depth: int) -> int:
         """Id of a new shared receive queue of a protection domain."""

@@ -180,6 +180,19 @@ class EngineTables:
         state["rnic"] = address_of(rnic)
         state["rdma"] = rdma.serve.address
 
+    def load_verbs(self) -> None:
+        """Make the engine able to serve verbs devices, and poll them. Idempotent."""
+        from ppe.cycle.services import verbs
+        from ppe.cycle.services.rdma_records import rnic_at
+        from ppe.cycle.services.verbs_orders import CQS_MAX
+
+        state = self.engine[0]
+        if state["verbs"] != 0:
+            return
+        self.load_rdma()
+        rnic_at(int(state["rnic"]))[0]["cqs"] = address_of(self._new(np.int64, CQS_MAX))
+        state["verbs"] = verbs.serve.address
+
     def load_iser(self) -> None:
         """Make the engine able to serve datamover endpoints on queue pairs. Idempotent."""
         from ppe.cycle.services import iser

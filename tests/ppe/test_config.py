@@ -41,7 +41,7 @@ def test_flags_set_every_kind_of_setting() -> None:
         parse(
             *("--name", "blue", "--cpu", "3", "--idle", "sleep", "--foreground", "--force"),
             *("--cpu-target", "x86-64-v2", "--readiness", "epoll", "--limit-clients", "7"),
-            *("--limit-client-memory-bytes", "256M"),
+            *("--limit-client-memory-bytes", "256M", "--rdma-devices", "rxe0, siw0,rxe0"),
         )
     )
     assert config == EngineConfig(
@@ -52,8 +52,14 @@ def test_flags_set_every_kind_of_setting() -> None:
         force=True,
         cpu_target="x86-64-v2",
         readiness="epoll",
+        rdma_devices="rxe0, siw0,rxe0",
         limits=Limits(clients=7, client_memory_bytes=256 << 20),
     )
+
+
+def test_rdma_devices_are_a_list_of_names_and_none_by_default() -> None:
+    assert load(parse("--rdma-devices", "rxe0, siw0,rxe0,")).rdma_device_names == ("rxe0", "siw0")
+    assert load(parse()).rdma_device_names == ()
 
 
 def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:

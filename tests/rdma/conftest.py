@@ -17,6 +17,7 @@ from tests.rdma import pairs
 
 PROVIDER = os.environ.get("PPE_RDMA_PROVIDER", "iwarp")
 KINDS = ("inline", "daemon")
+iwarp_only = pytest.mark.skipif(PROVIDER != "iwarp", reason="about the bytes of iWARP's segments")
 
 
 @pytest.fixture(scope="session")

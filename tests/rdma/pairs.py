@@ -3,11 +3,13 @@ test, in one thread; whoever waits drives both.
 """
 
 import contextlib
+import os
 import time
 
 import numpy as np
 
 from host.verbs import ConnParam, Device, QpCap, RecvWr, SendWr
+from host.verbs.records import RTS
 from shm.verbs_numbers import (
     ACCESS_LOCAL_WRITE,
     ACCESS_MW_BIND,
@@ -19,6 +21,8 @@ from shm.verbs_numbers import (
 )
 
 WAIT_S = 30
+# Where the passive side listens: an address of the device.
+ADDRESS = os.environ.get("PPE_RDMA_ADDRESS", "127.0.0.1"), 0
 ALL_ACCESS = (
     ACCESS_LOCAL_WRITE
     | ACCESS_REMOTE_WRITE
@@ -109,7 +113,7 @@ class Accepting:
 
 def connect(active, passive, active_qp, passive_qp, *, asked=None, granted=None):
     """Connect two queue pairs of two sides. Return what each believes."""
-    listener = passive.device.listen()
+    listener = passive.device.listen(ADDRESS)
     believed = {}
 
     def answer(request):
@@ -162,3 +166,24 @@ def receive(side, qp, offset, length, *, wr_id=2):
     """Post a receive into a piece of the side's buffer."""
     pieces = [side.mr.sge(offset, length)] if length else []
     assert qp.post_recv(RecvWr(pieces, wr_id))
+    hand_over(qp)
+
+
+def ended_by(side, *codes):
+    """Wait for the event of a queue pair that ended by a Terminate of one of these codes, where the
+    device tells codes; where it does not, for one that says that it ended.
+    """
+    event = side.event()
+    if side.device.query().terminates:
+        assert event.terminate in codes
+    else:
+        assert event.terminate is None
+    return event
+
+
+def hand_over(qp):
+    """Wait until what was posted is with the device: what the peer posts after it on a channel of
+    its own may be served before. The software RNIC looks at what came after all that was posted.
+    """
+    if qp.endpoint and qp.state == RTS and qp.device.query().name != "iwarp":
+        qp.query()

@@ -185,7 +185,7 @@ def test_a_work_request_without_the_slots_it_needs_fails_alone(joined):
         active.cq.record[0]["posted"] += 1
         assert post_plain(active.channel.context, opcode, 0, ours.endpoint, 5, 0) == 1
     for opcode in (constants.WR_SEND, constants.WR_RDMA_READ):  # Two slots, and one piece.
-        where = active.mr.addr, active.mr.lkey, passive.mr.addr, passive.mr.rkey
+        where = active.mr.addr, active.mr.lkey, passive.mr.remote_addr, passive.mr.rkey
         assert doors.post_pair(ours.qp, opcode, constants.SEND_SIGNALED, 5, *where, 0, 0) == 1
     receive(passive, theirs, 0, 8)
     send(active, ours, 0, 8, wr_id=6)

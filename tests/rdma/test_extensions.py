@@ -65,7 +65,7 @@ def test_an_atomic_changes_eight_bytes_and_brings_what_was_there(
     wr = SendWr(
         opcode,
         [active.mr.sge(8, 8)],
-        remote_addr=passive.mr.addr + 64,
+        remote_addr=passive.mr.remote_addr + 64,
         rkey=passive.mr.rkey,
         compare_add=compare_add,
         swap=swap,
@@ -80,7 +80,7 @@ def test_a_write_with_immediate_uses_up_a_receive_and_says_so(extended):
     active, passive, ours, theirs = extended
     sent = active.fill(0, 5000)
     receive(passive, theirs, 0, 0, wr_id=3)
-    where = {"remote_addr": passive.mr.addr, "rkey": passive.mr.rkey}
+    where = {"remote_addr": passive.mr.remote_addr, "rkey": passive.mr.rkey}
     send(active, ours, 0, 5000, opcode=WR_RDMA_WRITE_WITH_IMM, imm_data=0xDEADBEEF, **where)
     active.one().check()
     came = passive.one().check()
@@ -132,7 +132,7 @@ def test_data_is_right_with_and_without_crc_and_markers(sides, crc, ours_want, t
     agreed, _ = connect(active, passive, ours, theirs, asked=asked, granted=granted)
     assert (agreed.crc, agreed.markers_rx, agreed.markers_tx) == (crc, ours_want, theirs_want)
     sent = active.fill(0, 200_001)
-    where = {"remote_addr": passive.mr.addr, "rkey": passive.mr.rkey}
+    where = {"remote_addr": passive.mr.remote_addr, "rkey": passive.mr.rkey}
     send(active, ours, 0, 200_001, opcode=WR_RDMA_WRITE, **where)
     receive(passive, theirs, 300_000, 5000)
     send(active, ours, 0, 5000)

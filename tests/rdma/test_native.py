@@ -133,13 +133,13 @@ def test_a_compiled_worker_moves_data(joined, scratch, opcode):
     keys -= (keys >> 63) << 64
     status = move(
         active.device.address, passive.device.address, ours.qp, scratch.ctypes.data, opcode,
-        active.mr.addr, size, keys, passive.mr.addr,
+        active.mr.addr, size, keys, passive.mr.remote_addr,
     )  # fmt: skip
     assert status == 0
     if opcode == WR_RDMA_WRITE:  # What was sent is there once a Read behind it is back.
         move(
             active.device.address, passive.device.address, ours.qp, scratch.ctypes.data,
-            WR_RDMA_READ, active.mr.addr + 500_000, 8, keys, passive.mr.addr,
+            WR_RDMA_READ, active.mr.addr + 500_000, 8, keys, passive.mr.remote_addr,
         )  # fmt: skip
     assert np.array_equal(sink.array[:size], pattern)
 

@@ -43,7 +43,7 @@ def test_a_peer_reads_what_a_strategy_lends_and_no_longer(joined, strategy):
     for _ in range(2):
         with registrar.acquire(memory, READABLE) as lease:
             lease.load()
-            where = {"remote_addr": lease.addr, "rkey": lease.rkey}
+            where = {"remote_addr": lease.remote_addr, "rkey": lease.rkey}
             send(active, ours, 0, 65_536, opcode=WR_RDMA_READ, **where)
             active.one().check()
             assert np.array_equal(active.array[:65_536], memory)

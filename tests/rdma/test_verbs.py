@@ -17,6 +17,7 @@ from shm.verbs_numbers import (
     SEND_SIGNALED,
     SEND_SOLICITED,
     WC_LOC_LEN_ERR,
+    WC_LOC_QP_OP_ERR,
     WC_RDMA_READ,
     WC_RDMA_WRITE,
     WC_RECV,
@@ -28,7 +29,8 @@ from shm.verbs_numbers import (
     WR_SEND,
     WR_SEND_WITH_INV,
 )
-from tests.rdma.pairs import connect, receive, send
+from tests.rdma.conftest import PROVIDER, iwarp_only
+from tests.rdma.pairs import connect, ended_by, hand_over, receive, send
 
 SIZES = (0, 1, 3, 8, 100, 4096, 32768, 65536, 300_001)
 
@@ -50,7 +52,7 @@ def test_a_write_lands_where_it_was_told_and_nowhere_else(joined, size):
     active, passive, ours, theirs = joined
     sent = active.fill(0, size)
     receive(passive, theirs, 0, 0)
-    where = {"remote_addr": passive.mr.addr + 4096, "rkey": passive.mr.rkey}
+    where = {"remote_addr": passive.mr.remote_addr + 4096, "rkey": passive.mr.rkey}
     send(active, ours, 0, size, opcode=WR_RDMA_WRITE, **where)
     send(active, ours, 0, 0)
     first, second = active.take(2)
@@ -65,7 +67,7 @@ def test_a_write_lands_where_it_was_told_and_nowhere_else(joined, size):
 def test_a_read_brings_the_peers_memory(joined, size):
     active, passive, ours, _ = joined
     there = passive.fill(512, size)
-    where = {"remote_addr": passive.mr.addr + 512, "rkey": passive.mr.rkey}
+    where = {"remote_addr": passive.mr.remote_addr + 512, "rkey": passive.mr.rkey}
     send(active, ours, 0, size, opcode=WR_RDMA_READ, **where)
     done = active.one().check()
     assert (done.opcode, done.byte_len) == (WC_RDMA_READ, size)
@@ -99,6 +101,7 @@ def test_a_gather_list_is_one_message_and_a_scatter_list_takes_it_apart(joined, 
     expected = np.concatenate([active.fill(4096 * i, size, seed=i) for i in range(pieces)])
     into = [passive.mr.sge(8192 * i, size) for i in range(pieces)]
     assert theirs.post_recv(RecvWr(into, 9))
+    hand_over(theirs)
     gathered = [active.mr.sge(4096 * i, size) for i in range(pieces)]
     assert ours.post_send(SendWr(WR_SEND, gathered, 3))
     active.one().check()
@@ -224,13 +227,17 @@ def test_only_a_solicited_send_raises_the_event_that_was_asked_for(joined):
     passive.cq.req_notify(solicited_only=True)
     send(active, ours, 0, 8)
     active.take(1)
-    assert not passive.cq.get_cq_event(timeout_s=0.2)
+    # What its device does not tell counts as solicited: an event too many, and never one too few.
+    tells = passive.device.query().solicited
+    assert passive.cq.get_cq_event(timeout_s=0.2 if tells else 30) is not tells
+    if not tells:
+        passive.cq.req_notify(solicited_only=True)
     send(active, ours, 0, 8, flags=SEND_SIGNALED | SEND_SOLICITED)
     active.take(1)
     assert passive.cq.get_cq_event(timeout_s=30)
     first, second = passive.take(2)
     assert not first.wc_flags & WC_SOLICITED
-    assert second.wc_flags & WC_SOLICITED
+    assert bool(second.wc_flags & WC_SOLICITED) is tells
     with pytest.raises(ValueError, match="call req_notify first"):
         passive.cq.get_cq_event(timeout_s=0)
 
@@ -257,24 +264,31 @@ def test_a_completion_that_failed_counts_as_solicited(joined):
 
 def test_a_send_with_invalidate_ends_the_use_of_an_stag(joined):
     active, passive, ours, theirs = joined
+    if not passive.device.query().invalidation:
+        pytest.skip("this device invalidates windows alone")
     lent = passive.pd.reg_mr(passive.array[:4096], ACCESS_LOCAL_WRITE | ACCESS_REMOTE_WRITE)
     receive(passive, theirs, 0, 8)
     send(active, ours, 0, 8, opcode=WR_SEND_WITH_INV, invalidate_rkey=lent.rkey)
     active.one().check()
     came = passive.one().check()
-    assert came.invalidated_rkey == lent.rkey
-    where = {"remote_addr": lent.addr, "rkey": lent.rkey}
+    if PROVIDER == "iwarp":  # The drivers of others do not tell which it was.
+        assert came.invalidated_rkey == lent.rkey
+    before = passive.array.copy()
+    where = {"remote_addr": lent.remote_addr, "rkey": lent.rkey}
+    active.fill(0, 8)
     send(active, ours, 0, 8, opcode=WR_RDMA_WRITE, **where)
-    assert passive.event().terminate == 0x1100  # DDP, tagged buffer, invalid STag
+    ended_by(passive, 0x1100)  # DDP, tagged buffer, invalid STag
+    assert np.array_equal(passive.array, before)
     lent.dereg()
 
 
+@iwarp_only
 def test_a_local_invalidate_ends_the_use_of_an_stag(joined):
     active, passive, ours, theirs = joined
     lent = passive.pd.reg_mr(passive.array[:4096], ACCESS_LOCAL_WRITE | ACCESS_REMOTE_READ)
     assert theirs.post_send(SendWr(WR_LOCAL_INV, invalidate_rkey=lent.rkey))
     passive.one().check()
-    where = {"remote_addr": lent.addr, "rkey": lent.rkey}
+    where = {"remote_addr": lent.remote_addr, "rkey": lent.rkey}
     send(active, ours, 0, 8, opcode=WR_RDMA_READ, **where)
     assert passive.event().terminate == 0x0100  # RDMAP, protection, invalid STag
     lent.dereg()
@@ -291,6 +305,7 @@ def test_queue_pairs_share_receives_and_each_completion_says_whose_it_is(sides):
     for wr_id in range(4):
         assert srq.post_recv(RecvWr([passive.mr.sge(64 * wr_id, 64)], wr_id))
     assert srq.posted == 4
+    hand_over(pairs[0][1])
     for ours, _ in pairs:
         send(active, ours, 0, 8)
         send(active, ours, 0, 8)
@@ -313,6 +328,7 @@ def test_a_shared_receive_queue_says_when_it_runs_low(sides):
     connect(active, passive, ours, theirs)
     for wr_id in range(3):
         assert srq.post_recv(RecvWr([passive.mr.sge(0, 64)], wr_id))
+    hand_over(theirs)
     srq.set_limit(2)
     send(active, ours, 0, 8)
     assert passive.one().ok
@@ -335,7 +351,7 @@ def test_a_window_lends_a_piece_of_a_region_until_it_is_invalidated(joined):
     rkey = passive.one().check().new_rkey
     assert window.rkey == rkey
     sent = active.fill(0, 4096)
-    where = {"remote_addr": passive.mr.addr + 4096, "rkey": rkey}
+    where = {"remote_addr": passive.mr.remote_addr + 4096, "rkey": rkey}
     send(active, ours, 0, 4096, opcode=WR_RDMA_WRITE, **where)
     receive(passive, theirs, 0, 0)
     send(active, ours, 0, 0)
@@ -398,9 +414,11 @@ def test_a_message_longer_than_its_receive_ends_the_stream(joined):
     receive(passive, theirs, 0, 100)
     send(active, ours, 0, 101)
     came = passive.one()
-    assert came.status == WC_LOC_LEN_ERR
-    assert passive.event().terminate == 0x1205  # DDP, untagged buffer, message too long
-    assert active.event().terminate == 0x1205
+    # The manual's answer; rxe calls it an error of the queue pair.
+    assert came.status in (WC_LOC_LEN_ERR, WC_LOC_QP_OP_ERR)
+    assert came.status == WC_LOC_LEN_ERR or PROVIDER == "rxe0"
+    ended_by(passive, 0x1205)  # DDP, untagged buffer, message too long
+    ended_by(active, 0x1205)
     assert not passive.array[100:].any()
 
 

@@ -220,6 +220,7 @@ def register(
     row["address"], row["length"], row["iova"] = address, length, iova
     row["access"] = access
     row["qp"], row["parent"], row["is_window"], row["uses"] = 0, 0, 0, 0
+    row["lkey"], row["handle"] = 0, 0
     return new_stag(table, index)
 
 
@@ -263,6 +264,18 @@ def remove_client(table: int, client: int) -> int:
             else:
                 left += 1
     return left
+
+
+@nopython
+def is_within(table: int, pd: int, start: int, end: int) -> bool:
+    """Whether anything is registered in a domain between two addresses."""
+    for index in range(mr_table_at(table)[0]["capacity"]):
+        row = mr_at(row_of(table, index))[0]
+        if row["stag"] == 0 or row["pd"] != pd:
+            continue
+        if row["address"] < end and start < row["address"] + row["length"]:
+            return True
+    return False
 
 
 # --- invalidating ----------------------------------------------------------------------------

@@ -29,6 +29,8 @@ MR: Final = record(
     Field("uses", "<i8"),  # work under way that needs its memory, and windows
     Field("generation", "<i8"),
     Field("next", "<i8"),  # free row after this one
+    Field("lkey", "<i8"),  # what a verbs device calls it, and its struct ibv_mr *; else 0
+    Field("handle", "<i8"),
     size=128,
 )
 MR_TABLE: Final = record(

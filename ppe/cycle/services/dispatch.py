@@ -33,10 +33,11 @@ def on_work(engine: int, channel: int, wqe: int, slots: int) -> int:
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
     what = (index << ACTION_BITS | slots) << ACTION_BITS | WORK
     if is_rdma:
-        rdma = engine_at(engine)[0]["rdma"]
-        if endpoint["mover"] != 0 or endpoint["service"] == 0 or endpoint["service"] != rdma:
+        mine, service = engine_at(engine)[0], endpoint["service"]
+        is_rnic = service != 0 and (service == mine["rdma"] or service == mine["verbs"])
+        if endpoint["mover"] != 0 or not is_rnic:
             return refuse(engine, channel, wqe, EINVAL)
-        return call_address(endpoint["service"], engine, channel, wqe, what)
+        return call_address(service, engine, channel, wqe, what)
     is_mover = endpoint["mover"] != 0 or endpoint["state"] in (POOL, TABLE)
     if not is_mover:
         return refuse(engine, channel, wqe, EINVAL)

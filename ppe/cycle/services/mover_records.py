@@ -86,6 +86,8 @@ ORDER: Final = 6
 # And `iser.serve` besides:
 START: Final = 6
 TOLD: Final = 7  # work requests are over
+# And `verbs.serve`:
+POLL: Final = 7  # the completion queues of its devices
 ACTION_BITS: Final = 3
 ACTION_MASK: Final = 7
 

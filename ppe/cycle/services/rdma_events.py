@@ -27,6 +27,7 @@ from shm.verbs import (
     SGES_PER_SLOT,
     SQ_DONE_SHIFT,
     WC_FLAGS_MASK,
+    WC_MAY_BE_SOLICITED,
     WC_OPCODE_SHIFT,
     WC_VENDOR_SHIFT,
     errno_of,
@@ -134,7 +135,8 @@ def finish_wc(engine: int, index: int) -> None:
         how = UNSIGNALLED  # It failed: it is shown, but nobody counted on a completion of it.
     words = flags & WC_FLAGS_MASK & ~WC_UNSIGNALLED
     add(stats_of(engine, index) + E_COMPLETIONS, 1)
-    solicited = SOLICITED if flags & WC_SOLICITED != 0 or status != 0 else 0
+    is_event = flags & (WC_SOLICITED | WC_MAY_BE_SOLICITED) != 0 or status != 0
+    solicited = SOLICITED if is_event else 0
     finish(
         engine,
         endpoint["channel"],

@@ -21,7 +21,6 @@ from ppe.cycle.records import (
     engine_at,
 )
 from ppe.cycle.rnic import memory
-from ppe.cycle.rnic.records import mr_at, mr_table_at
 from ppe.cycle.services import rdma_core as core
 from ppe.cycle.services.mover_records import ACTION_BITS, USES
 from ppe.cycle.services.rdma_records import held_at, rnic_at
@@ -43,7 +42,7 @@ def order(engine: int, wqe: int) -> int:
     entry = wqe_at(wqe)[0]
     which = entry["flags"]
     if which == ORDER_DOMAIN:
-        return _place(engine, entry["arg1"], DOMAIN, 0)
+        return place(engine, entry["arg1"], DOMAIN, 0, engine_at(engine)[0]["rdma"])
     if which == ORDER_SRQ:
         return _share(engine, wqe)
     if which == ORDER_ENABLE:
@@ -52,36 +51,38 @@ def order(engine: int, wqe: int) -> int:
 
 
 @nopython
-def _place(engine: int, channel: int, state: int, held: int) -> int:
-    """Id of a new endpoint without a connection."""
+def place(engine: int, channel: int, state: int, held: int, service: int) -> int:
+    """Id of a new endpoint without a socket, of a service."""
     index = new_endpoint(engine, channel, NONE, state)
     if index == NONE:
         return ENOBUFS
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
-    endpoint["service"] = engine_at(engine)[0]["rdma"]
+    endpoint["service"] = service
     endpoint["qp"] = held
     return endpoint_id(engine, index)
 
 
 @nopython
-def _domain_of(engine: int, channel: int, name: int) -> int:
+def domain_of(engine: int, channel: int, name: int, service: int) -> int:
+    """Index of a channel's protection domain of a service, or -1."""
     index = find_endpoint(engine, channel, name)
-    if index == NONE or endpoint_at(endpoint_of(engine, index))[0]["state"] != DOMAIN:
+    if index == NONE:
         return NONE
-    return index
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    return index if endpoint["state"] == DOMAIN and endpoint["service"] == service else NONE
 
 
 @nopython
 def _share(engine: int, wqe: int) -> int:
     """A shared receive queue of the HELD at arg0, for channel arg1, in the domain arg2."""
     entry = wqe_at(wqe)[0]
-    domain = _domain_of(engine, entry["arg1"], entry["arg2"])
+    domain = domain_of(engine, entry["arg1"], entry["arg2"], engine_at(engine)[0]["rdma"])
     if domain == NONE:
         return EBADF
     held = held_at(entry["arg0"])[0]
     held["domain"] = domain
     held["shared"] = NONE
-    return _place(engine, entry["arg1"], SHARED, entry["arg0"])
+    return place(engine, entry["arg1"], SHARED, entry["arg0"], engine_at(engine)[0]["rdma"])
 
 
 @nopython
@@ -99,7 +100,7 @@ def _enable(engine: int, wqe: int) -> int:
         return ENOTCONN
     if endpoint["service"] != 0 or not is_idle(engine, index):
         return EBUSY
-    domain = _domain_of(engine, channel, entry["arg2"])
+    domain = domain_of(engine, channel, entry["arg2"], engine_at(engine)[0]["rdma"])
     if domain == NONE:
         return EBADF
     held = held_at(entry["arg0"])[0]
@@ -107,6 +108,8 @@ def _enable(engine: int, wqe: int) -> int:
     if entry["user_data"] != 0:
         shared = find_endpoint(engine, channel, entry["user_data"])
         if shared == NONE or endpoint_at(endpoint_of(engine, shared))[0]["state"] != SHARED:
+            return EBADF
+        if endpoint_at(endpoint_of(engine, shared))[0]["service"] != engine_at(engine)[0]["rdma"]:
             return EBADF
         its = held_at(endpoint_at(endpoint_of(engine, shared))[0]["qp"])[0]
         if its["domain"] != domain:
@@ -133,12 +136,4 @@ def uses(engine: int, index: int, start: int, end: int) -> int:
         return call_address(engine_at(engine)[0]["iser"], engine, index, start, what)
     if endpoint["state"] != DOMAIN:
         return 0  # What a queue pair uses is registered in its domain.
-    table = _table(engine)
-    domain = endpoint_id(engine, index)
-    for number in range(mr_table_at(table)[0]["capacity"]):
-        row = mr_at(memory.row_of(table, number))[0]
-        if row["stag"] == 0 or row["pd"] != domain:
-            continue
-        if row["address"] < end and start < row["address"] + row["length"]:
-            return 1
-    return 0
+    return 1 if memory.is_within(_table(engine), endpoint_id(engine, index), start, end) else 0

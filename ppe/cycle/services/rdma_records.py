@@ -12,6 +12,8 @@ RNIC: Final = record(
     Field("table", "<i8"),  # address of the MR_TABLE
     Field("wr", "<i8"),  # scratch: a WR, and a WC
     Field("wc", "<i8"),
+    Field("cqs", "<i8"),  # addresses of the verbs devices' completion queues, to be polled
+    Field("cq_count", "<i8"),
     size=64,
 )
 # One queue pair, or one shared receive queue; what the provider made of it lies at `core`.
@@ -25,6 +27,12 @@ HELD: Final = record(
     Field("told_event", "<i8"),  # 1: its end was announced
     Field("large", "<i8"),  # receives in which a large payload is looked for yet
     Field("later", "<i8"),  # passes in which what is to be sent waited for more
+    # Of a verbs device:
+    Field("engaged", "<i8"),  # 1: the device has it still, so it cannot be closed
+    Field("stopped", "<i8"),  # 1: nothing is posted to the device any more
+    Field("sends", "<i8"),  # addresses of LOANS, of what is posted to its queues
+    Field("receives", "<i8"),
+    Field("cq", "<i8"),  # its completion queue
     size=128,
 )
 rnic_at = opener(RNIC)

@@ -75,8 +75,11 @@ def shut_now(engine: int, index: int) -> None:
 @nopython
 def has_users(engine: int, index: int) -> bool:
     """Whether datamovers take their buffers or units, or queue pairs their receives, from this one,
-    or it is their protection domain.
+    or it is their protection domain, or a verbs device still has it.
     """
+    mine = endpoint_at(endpoint_of(engine, index))[0]
+    if mine["qp"] != 0 and held_at(mine["qp"])[0]["engaged"] != 0:
+        return True
     for number in range(engine_at(engine)[0]["endpoint_count"]):
         endpoint = endpoint_at(endpoint_of(engine, number))[0]
         if number == index or endpoint["state"] == FREE:

@@ -67,6 +67,7 @@ from shm.operations import (
     CONTROL_RDMA,
     CONTROL_REMOVE_REGION,
     CONTROL_TAKE_OUT,
+    CONTROL_VERBS,
     INDEX_MASK,
 )
 from shm.records import wqe_at
@@ -121,6 +122,9 @@ def on_work(engine: int, channel: int, wqe: int) -> int:
         status = min(answer, 0)
     elif opcode == CONTROL_RDMA:
         answer = call_address(engine_at(engine)[0]["rdma"], engine, wqe, 0, ORDER)
+        status = min(answer, 0)
+    elif opcode == CONTROL_VERBS:
+        answer = call_address(engine_at(engine)[0]["verbs"], engine, wqe, 0, ORDER)
         status = min(answer, 0)
     if status < 0:
         return refuse(engine, channel, wqe, status)

@@ -7,14 +7,16 @@ and are taken through their states as the manager says.
 """
 
 import contextlib
+import socket
 import time
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ppe.cycle.rnic.verbs import layouts, pointers, records
+from ppe.cycle.rnic.verbs import layouts, libc, pointers, records
 from ppe.cycle.rnic.verbs.device import VerbsError, asking, is_readable
 from ppe.cycle.rnic.verbs.library import part
 from ppe.cycle.rnic.verbs.queues import QueuePair
+from shm.operations import pack_socket_address
 from shm.view import window
 
 # enum rdma_cm_event_type
@@ -41,7 +43,6 @@ _NAMES: Final = {
     DEVICE_REMOVAL: "the device was removed",
 }
 PS_TCP: Final = 0x106  # enum rdma_port_space
-RAI_PASSIVE: Final = 1
 QPS_INIT, QPS_RTR, QPS_RTS = 1, 2, 3
 RETRIES: Final = 7  # of lost packets, on RoCE and InfiniBand
 RNR_RETRIES: Final = 7  # without end; iWARP has no such thing
@@ -81,6 +82,7 @@ class CmChannel:
     def __init__(self) -> None:
         with asking("there is no connection manager (modprobe rdma_ucm)"):
             self.channel = part("cmid").CMEventChannel()
+        self.pointer = pointers.event_channel_pointer(self.channel)
         self.descriptor = pointers.event_channel_descriptor(self.channel)
         self.ids: list[Any] = []
 
@@ -187,17 +189,11 @@ class Connection:
         timeout_s: float = 10.0,
     ) -> CmEvent:
         """Connect; the peer's answer, with its private data. Raises ConnectionFailedError."""
-        self._take(qp)
-        parameters = _parameters(qp, private_data, ird, ord)
-        with asking("the connection failed"):
-            self.cm.connect(parameters)
+        self.take(qp)
+        self.ask(private_data, ird, ord)
         answer = self.channel.expect((CONNECT_RESPONSE, ESTABLISHED), timeout_s)
         if answer.kind == CONNECT_RESPONSE:
-            # InfiniBand and RoCE leave the last steps to whoever made the queue pair.
-            self._step(qp, QPS_RTR)
-            self._step(qp, QPS_RTS)
-            with asking("the connection failed"):
-                self.cm.establish()
+            self.complete()
         self._ready(qp)
         return answer
 
@@ -211,19 +207,65 @@ class Connection:
         timeout_s: float = 10.0,
     ) -> CmEvent:
         """Accept the request that this identifier came with. Raises ConnectionFailedError."""
-        self._take(qp)
-        self._step(qp, QPS_RTR)
-        self._step(qp, QPS_RTS)
-        with asking("the connection cannot be accepted"):
-            self.cm.accept(_parameters(qp, private_data, ird, ord))
+        self.take(qp)
+        self.grant(private_data, ird, ord)
         answer = self.channel.expect((ESTABLISHED,), timeout_s)
         self._ready(qp)
         return answer
 
-    def reject(self) -> None:
-        """Reject the request that this identifier came with. pyverbs can say no word with it."""
-        with asking("the connection cannot be rejected"):
-            self.cm.reject()
+    # The steps of these, for whoever may not wait.
+
+    def take(self, qp: QueuePair) -> None:
+        """This queue pair is to be connected; receives may be posted to it from now on."""
+        if qp.device.name != self.device_name:
+            raise VerbsError(
+                f"the address is on device {self.device_name}, the queue pair on {qp.device.name}"
+            )
+        self.qp = qp
+        self._step(QPS_INIT)
+
+    def ask(self, private_data: bytes, ird: int, ord: int) -> None:
+        """Ask for the connection; CONNECT_RESPONSE (then `complete`) or ESTABLISHED answers."""
+        parameters = _parameters(self._taken, private_data, ird, ord)
+        with asking("the connection failed"):
+            self.cm.connect(parameters)
+
+    def complete(self) -> None:
+        """InfiniBand and RoCE leave the last steps to whoever made the queue pair."""
+        self._step(QPS_RTR)
+        self._step(QPS_RTS)
+        with asking("the connection failed"):
+            self.cm.establish()
+
+    def grant(self, private_data: bytes, ird: int, ord: int) -> None:
+        """Accept the request; ESTABLISHED follows."""
+        parameters = _parameters(self._taken, private_data, ird, ord)
+        self._step(QPS_RTR)
+        self._step(QPS_RTS)
+        with asking("the connection cannot be accepted"):
+            self.cm.accept(parameters)
+
+    def route(self) -> None:
+        """The address was resolved: look for the way there; ROUTE_RESOLVED answers."""
+        with asking("there is no route"):
+            self.cm.resolve_route(RESOLVE_MS)
+
+    @property
+    def _taken(self) -> QueuePair:
+        if self.qp is None:
+            raise VerbsError("this connection has no queue pair yet")
+        return self.qp
+
+    @property
+    def pointer(self) -> int:
+        """What events call it (`CmEvent.cm_id`)."""
+        return pointers.cm_pointer(self.cm, self.channel.pointer)
+
+    def reject(self, private_data: bytes = b"") -> None:
+        """Reject the request that this identifier came with, and say why."""
+        if len(private_data) > PRIVATE_DATA_MAX:
+            raise ValueError(f"private data of {len(private_data)} bytes; {PRIVATE_DATA_MAX} fit")
+        libc.reject(self.pointer, private_data, "the connection cannot be rejected")
 
     def disconnect(self) -> None:
         """Close the connection in order: what was sent arrives, what is posted is flushed."""
@@ -234,27 +276,17 @@ class Connection:
         """Give the identifier back; the queue pair stays."""
         self.channel.forget(self.cm)
 
-    def _take(self, qp: QueuePair) -> None:
-        if qp.device.name != self.device_name:
-            raise VerbsError(
-                f"the address is on device {self.device_name}, the queue pair on {qp.device.name}"
-            )
-        self.qp = qp
-        self._step(qp, QPS_INIT)
-
-    def _step(self, qp: QueuePair, state: int) -> None:
+    def _step(self, state: int) -> None:
         with asking(f"the connection manager has no way to state {state}"):
             attributes, mask = self.cm.init_qp_attr(state)
-        qp.modify(attributes, mask)
+        self._taken.modify(attributes, mask)
 
     def _ready(self, qp: QueuePair) -> None:
         window(qp.address, 1, records.QP)[0]["state"] = records.QP_READY
 
 
-def resolve(
-    channel: CmChannel, address: str, port: int, *, source: str | None = None
-) -> Connection:
-    """An identifier for a connection to this address. Raises ConnectionFailedError."""
+def begin(channel: CmChannel, address: str, port: int, *, source: str | None = None) -> Connection:
+    """An identifier that looks for this address; ADDR_RESOLVED answers, then `route`."""
     cmid = part("cmid")
     with asking(f"{address} port {port} leads nowhere"):
         info = cmid.AddrInfo(src=source, dst=address, dst_service=str(port), port_space=PS_TCP)
@@ -262,30 +294,41 @@ def resolve(
     try:
         with asking(f"{address} leads to no RDMA device"):
             cm.resolve_addr(info, RESOLVE_MS)
-        channel.expect((ADDR_RESOLVED,), RESOLVE_MS / 1000 + 1)
-        with asking(f"there is no route to {address}"):
-            cm.resolve_route(RESOLVE_MS)
-        channel.expect((ROUTE_RESOLVED,), RESOLVE_MS / 1000 + 1)
     except BaseException:
         channel.forget(cm)
         raise
     return Connection(channel, cm)
 
 
+def resolve(
+    channel: CmChannel, address: str, port: int, *, source: str | None = None
+) -> Connection:
+    """An identifier for a connection to this address. Raises ConnectionFailedError."""
+    made = begin(channel, address, port, source=source)
+    try:
+        channel.expect((ADDR_RESOLVED,), RESOLVE_MS / 1000 + 1)
+        made.route()
+        channel.expect((ROUTE_RESOLVED,), RESOLVE_MS / 1000 + 1)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
 class Listener:
-    """Waits for connections at an address of one device."""
+    """Waits for connections at an address of one device, or of all; port 0: one that is free."""
 
     def __init__(self, address: str, port: int, *, backlog: int = 16) -> None:
-        cmid = part("cmid")
+        name = pack_socket_address(address, port)
         self.channel = CmChannel()
         self.cm = self.channel.identifier(creator=self.channel.channel)
         try:
-            with asking(f"nobody can listen at {address} port {port} of an RDMA device"):
-                info = cmid.AddrInfo(
-                    src=address, src_service=str(port), port_space=PS_TCP, flags=RAI_PASSIVE
-                )
-                self.cm.bind_addr(info)
+            found = pointers.cm_pointer(self.cm, self.channel.pointer)
+            what = f"nobody can listen at {address} port {port} of an RDMA device"
+            libc.bind_address(found, name, what)
+            with asking(what):
                 self.cm.listen(backlog)
+            self.port = socket.ntohs(libc.source_port(found))
         except BaseException:
             self.close()
             raise
@@ -298,6 +341,10 @@ class Listener:
         if event.request is None:
             raise ConnectionFailedError(event)
         return Connection(self.channel, event.request), event
+
+    def stop(self) -> None:
+        """Stop listening; connections that came of it go on, over the channel."""
+        self.channel.forget(self.cm)
 
     def close(self) -> None:
         """Stop listening; connections that came of it end, too."""

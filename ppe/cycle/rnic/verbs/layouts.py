@@ -131,6 +131,7 @@ SRQ_PD: Final = 16
 MR_LKEY: Final = 36
 MR_RKEY: Final = 40
 MW_RKEY: Final = 16
+CM_ID_CHANNEL: Final = 8  # of struct rdma_cm_id
 
 FIELDS: Final = {
     "ibv_sge": SGE,

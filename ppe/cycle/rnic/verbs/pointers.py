@@ -215,10 +215,19 @@ def cm_event_pointer(event: Any) -> int:
     return pointer(event, lambda found: word_32(found + at) == event.event_type)
 
 
+def event_channel_pointer(channel: Any) -> int:
+    """`struct rdma_event_channel *`: its descriptor must be open on the connection manager."""
+    return pointer(channel, lambda at: _leads_to(word_32(at), _CM_DEVICE))
+
+
 def event_channel_descriptor(channel: Any) -> int:
-    """The file descriptor of a CMEventChannel: it must be open on the connection manager."""
-    found = pointer(channel, lambda at: _leads_to(word_32(at), _CM_DEVICE))
-    return word_32(found)
+    """The file descriptor of a CMEventChannel."""
+    return word_32(event_channel_pointer(channel))
+
+
+def cm_pointer(cm: Any, channel: int) -> int:
+    """`struct rdma_cm_id *` of an identifier whose events go to this event channel."""
+    return pointer(cm, lambda found: word_64(found + layouts.CM_ID_CHANNEL) == channel)
 
 
 def _leads_to(descriptor: int, path: str) -> bool:

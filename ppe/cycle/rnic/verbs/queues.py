@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppe.cycle.rnic.records import SGES_MAX
-from ppe.cycle.rnic.verbs import keys, layouts, pointers, records
+from ppe.cycle.rnic.verbs import keys, layouts, libc, pointers, records
 from ppe.cycle.rnic.verbs.device import (
     IWARP,
     Device,
@@ -52,7 +52,13 @@ class CompletionQueue(Owned):
         self.address = build_cq(self._block.address, pointer, device.functions, queue_pairs)
         self.pointer = pointer
         self.event_descriptor = pointers.event_descriptor(pointer)
+        self.record["descriptor"] = self.event_descriptor
         super().__init__(device)
+
+    @property
+    def record(self) -> Any:
+        """Its record, to be looked at or filled in."""
+        return window(self.address, 1, records.CQ)[0]
 
     def wait_event(self, timeout_s: float) -> bool:
         """Whether the event came that `poll.req_notify` asked for; it is then taken."""
@@ -64,6 +70,9 @@ class CompletionQueue(Owned):
 
     def destroy(self) -> None:
         """Do it; its queue pairs went before."""
+        if self.record["events"]:
+            # libibverbs waits for as many acknowledgements as the kernel gave events.
+            libc.acknowledge(self.pointer, int(self.record["events"]))
         self.cq.close()
         self.channel.close()
 
@@ -121,7 +130,8 @@ class SharedReceiveQueue(Owned):
 class QueuePair(Owned):
     """A reliable connection's queues; `address` is its record, `rq` that of its receive queue.
 
-    With `srq`, receives come from there. One completion queue serves both directions.
+    With `srq`, receives come from there. One completion queue serves both directions. `enters`:
+    whether it is entered there at once, and not by whoever polls that queue in another thread.
     """
 
     def __init__(
@@ -134,8 +144,9 @@ class QueuePair(Owned):
         sges: int = 1,
         inline: int = 0,
         srq: SharedReceiveQueue | None = None,
+        enters: bool = True,
     ) -> None:
-        device, self.cq, self.srq = domain.device, cq, srq
+        device, self.cq, self.srq, self._enters = domain.device, cq, srq, enters
         qp = part("qp")
         wanted = qp.QPCap(
             max_send_wr=sends,
@@ -180,8 +191,9 @@ class QueuePair(Owned):
         own = window(self.address, 1, records.QP)[0]
         own["qp_num"] = self.qp_num
         own["rq"] = self.rq
-        entered = keys.enter(int(_cq(self)["qps"]), self.qp_num, self.address)
-        if entered < 0:
+        if not self._enters:
+            return
+        if keys.enter(int(self.cq.record["qps"]), self.qp_num, self.address) < 0:
             raise VerbsError("the completion queue has no room for another queue pair")
 
     def modify(self, attributes: Any, mask: int) -> None:
@@ -190,20 +202,20 @@ class QueuePair(Owned):
             with asking(f"queue pair {self.qp_num} of {self.device.name} does not change state"):
                 self.qp.modify(attributes, mask)
 
+    def flush(self) -> None:
+        """Have the device flush all that is posted."""
+        self.modify(part("qp").QPAttr(qp_state=QPS_ERR), QP_STATE)
+
     def to_error(self) -> None:
-        """Flush all that is posted."""
-        attributes = part("qp").QPAttr(qp_state=QPS_ERR)
-        self.modify(attributes, QP_STATE)
+        """Flush all that is posted, and post no more."""
+        self.flush()
         window(self.address, 1, records.QP)[0]["state"] = records.QP_ERROR
 
     def destroy(self) -> None:
         """Do it. Poll the completion queue empty before; `poll.flush_next` gives the rest."""
         self.qp.close()
-        keys.leave(int(_cq(self)["qps"]), self.qp_num)
-
-
-def _cq(qp: QueuePair) -> Any:
-    return window(qp.cq.address, 1, records.CQ)[0]
+        if self._enters:
+            keys.leave(int(self.cq.record["qps"]), self.qp_num)
 
 
 def qp_size(sends: int) -> int:

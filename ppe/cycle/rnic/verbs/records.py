@@ -67,6 +67,8 @@ CQ: Final = record(
     Field("next", "<i8"),  # the first that was not looked at
     Field("ready", "<i8"),  # a queue pair that may have something to hand back, or 0
     Field("strays", "<i8"),  # completions of nobody, dropped
+    Field("descriptor", "<i8"),  # where its events are read,
+    Field("events", "<i8"),  # and how many were: they must be acknowledged before its end
     size=128,
 )
 # A table of addresses by 32-bit key: open addressing, at most half full.
