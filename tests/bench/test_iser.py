@@ -9,7 +9,8 @@ import pytest
 
 import host.inline  # noqa: F401 - compiles while tests are collected, where no timeout runs
 import iscsi.session.doors  # noqa: F401 - the same
-import ppe.cycle.services.iser  # noqa: F401 - the same
+import ppe.cycle.services.iser
+import ppe.cycle.services.rdma  # noqa: F401 - the same
 from bench import iscsi_peers, iser
 from bench.command import Command
 from bench.harness import Latency, Measurement, Ratio

@@ -8,7 +8,8 @@ import pytest
 
 import iscsi
 import iscsi.target.server
-import ppe.cycle.services.iser  # noqa: F401 - compiles while tests are collected
+import ppe.cycle.services.iser
+import ppe.cycle.services.rdma  # noqa: F401 - the same
 from iscsi.session.options import NEVER
 from shm.jit import JIT_DISABLED
 from tests.guest.capture import RDMA_WRITE, READ_REQUEST, SENDS, Capture

@@ -7,7 +7,8 @@ import contextlib
 import pytest
 
 import iscsi.target.server  # noqa: F401 - compiles while tests are collected
-import ppe.cycle.services.iser  # noqa: F401 - compiles while tests are collected
+import ppe.cycle.services.iser
+import ppe.cycle.services.rdma  # noqa: F401 - the same
 from shm.jit import JIT_DISABLED
 from tests.guest.machine import QEMU_TOOLS
 from tests.interop import testcu

@@ -10,7 +10,8 @@ import pytest
 
 import host.inline  # noqa: F401 - compiles while tests are collected
 import iscsi
-import ppe.cycle.services.iser  # noqa: F401 - compiles while tests are collected
+import ppe.cycle.services.iser
+import ppe.cycle.services.rdma  # noqa: F401 - the same
 from iscsi.session.discovery import discover
 from iscsi.session.errors import AuthError, ConnectionLost
 from iscsi.session.options import NEVER

@@ -5,7 +5,8 @@ make their own PDUs and bytes, so they are for TCP alone and not run here.
 import pytest
 
 import iscsi.target.server  # noqa: F401 - compiles while tests are collected
-import ppe.cycle.services.iser  # noqa: F401 - likewise
+import ppe.cycle.services.iser
+import ppe.cycle.services.rdma  # noqa: F401 - the same
 from shm.jit import JIT_DISABLED
 from tests.guest import debian13
 from tests.guest.machine import HOST, QEMU_TOOLS

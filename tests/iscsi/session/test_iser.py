@@ -12,7 +12,8 @@ import pytest
 import host
 import host.inline
 import iscsi
-import ppe.cycle.services.iser  # noqa: F401 - compiles while tests are collected
+import ppe.cycle.services.iser
+import ppe.cycle.services.rdma  # noqa: F401 - the same
 from iscsi.session import initiator
 from iscsi.session.errors import ConnectionLost, LoginTimeout
 from iscsi.session.initiator import InitiatorSession

@@ -7,7 +7,8 @@ import pytest
 
 import host
 import host.inline
-import ppe.cycle.services.iser  # noqa: F401 - compiles while tests are collected
+import ppe.cycle.services.iser
+import ppe.cycle.services.rdma  # noqa: F401 - the same
 from iscsi.session import blockdev
 from iscsi.session.options import AUTO_REGISTRATION, NEVER, Options
 from iscsi.wire.iser.registration import ONE_COMMAND, REGISTRATIONS

@@ -13,7 +13,8 @@ import pytest
 
 import host
 import iscsi
-import ppe.cycle.services.iser  # noqa: F401 - compiles while tests are collected
+import ppe.cycle.services.iser
+import ppe.cycle.services.rdma  # noqa: F401 - the same
 from host.verbs import ConnParam, Device, QpCap
 from iscsi.session.core import SessionCore
 from iscsi.session.errors import AuthError
