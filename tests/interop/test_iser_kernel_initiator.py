@@ -61,7 +61,7 @@ FAMILIES = (
     "Read16",
     "Write10",
     "Write16",
-    "CompareAndWrite.InvalidDataOutSize",
+    "CompareAndWrite.Miscompare",
     "Verify10.BeyondEol",
     "WriteSame10.BeyondEol",
     "ModeSense6",
