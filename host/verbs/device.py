@@ -278,6 +278,7 @@ class Device:
         if qp.endpoint:
             self.progress()
             self.forget_qp(qp)
+            qp.rest_on_nothing()
             qp.set_state(ERROR)
 
     def forget_qp(self, qp: QueuePair) -> None:

@@ -325,6 +325,10 @@ class QueuePair:
         self.set_state(RESET)
         self.is_destroyed = True
         self.device.forget_qp(self)
+        self.rest_on_nothing()
+
+    def rest_on_nothing(self) -> None:
+        """It is gone: what it rested on may go, too."""
         self.pd.users.discard(self)
         if self.srq is not None:
             self.srq.users.discard(self)

@@ -38,7 +38,7 @@ class Results:
             self.found[report.nodeid] = ["failed", report.longreprtext]
 
 
-def run(device, address, files, names=""):
+def run(device, address, files, names):
     """Run tests of these files whose names match, over a device; what became of each."""
     os.environ["PPE_RDMA_PROVIDER"], os.environ["PPE_RDMA_ADDRESS"] = device, address
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
@@ -49,7 +49,7 @@ def run(device, address, files, names=""):
     results = Results()
     paths = [str(ROOT / "tests" / "rdma" / file) for file in files]
     words = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={ROOT}"]
-    words += ["--import-mode=importlib", "-k", names or "inline and not daemon", *paths]
+    words += ["--import-mode=importlib", "-k", f"inline and not daemon and ({names})", *paths]
     log = Path("/run/suite.log")
     sys.stdout.flush()
     before = os.dup(1)

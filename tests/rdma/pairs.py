@@ -36,7 +36,7 @@ class Side:
     """One end: a channel, a device on it, a domain, a completion queue, a registered buffer."""
 
     def __init__(self, engine, stack, provider, *, events=1024, cq_depth=256, size=1 << 20):
-        self.engine = engine
+        self.engine, self.is_gone = engine, False
         self.channel = stack.enter_context(engine.channel(work=1024, events=events))
         self.device = Device(engine, self.channel, provider)
         stack.callback(self._close)
@@ -47,8 +47,13 @@ class Side:
         self.mr = self.pd.reg_mr(self.buffer, ALL_ACCESS)
 
     def _close(self):
-        if self.channel.is_running:
+        if self.channel.is_running and not self.is_gone:
             self.device.close()
+
+    def leave(self):
+        """Close the channel as the death of its process would: nothing is given back before."""
+        self.is_gone = True
+        self.channel.close()
 
     @property
     def array(self):

@@ -32,6 +32,8 @@ from shm.verbs_numbers import (
 from tests.rdma.conftest import PROVIDER, iwarp_only
 from tests.rdma.pairs import connect, ended_by, hand_over, receive, send
 
+# siw refuses a message over a receive of no pieces.
+EMPTY = 8 if PROVIDER == "siw0" else 0
 SIZES = (0, 1, 3, 8, 100, 4096, 32768, 65536, 300_001)
 
 
@@ -39,7 +41,7 @@ SIZES = (0, 1, 3, 8, 100, 4096, 32768, 65536, 300_001)
 def test_a_send_comes_into_the_receive_that_was_posted_for_it(joined, size):
     active, passive, ours, theirs = joined
     sent = active.fill(0, size)
-    receive(passive, theirs, 0, size, wr_id=7)
+    receive(passive, theirs, 0, max(size, EMPTY), wr_id=7)
     send(active, ours, 0, size, wr_id=5)
     done, came = active.one().check(), passive.one().check()
     assert (done.wr_id, done.opcode, done.qp_num) == (5, WC_SEND, ours.qp_num)
@@ -51,7 +53,7 @@ def test_a_send_comes_into_the_receive_that_was_posted_for_it(joined, size):
 def test_a_write_lands_where_it_was_told_and_nowhere_else(joined, size):
     active, passive, ours, theirs = joined
     sent = active.fill(0, size)
-    receive(passive, theirs, 0, 0)
+    receive(passive, theirs, (1 << 20) - EMPTY, EMPTY)
     where = {"remote_addr": passive.mr.remote_addr + 4096, "rkey": passive.mr.rkey}
     send(active, ours, 0, size, opcode=WR_RDMA_WRITE, **where)
     send(active, ours, 0, 0)
@@ -97,7 +99,7 @@ def test_receives_posted_before_there_is_a_connection_are_there_when_it_is(sides
 @pytest.mark.parametrize("pieces", [1, 2, 4, 5, 10])
 def test_a_gather_list_is_one_message_and_a_scatter_list_takes_it_apart(joined, pieces):
     active, passive, ours, theirs = joined
-    size = 1000
+    size, pieces = 1000, min(pieces, active.device.query().max_sge)
     expected = np.concatenate([active.fill(4096 * i, size, seed=i) for i in range(pieces)])
     into = [passive.mr.sge(8192 * i, size) for i in range(pieces)]
     assert theirs.post_recv(RecvWr(into, 9))
