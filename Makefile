@@ -22,7 +22,7 @@ BENCHMARKS := queue wait engine rdma iscsi iser
 # before it has ended, beside the other half.
 JOBS := 2
 TESTS := test-one-half test-other-half lint test-plain
-CHECKS := test-guest test-one-half test-rdma test-other-half lint test-plain
+CHECKS := test-rdma test-one-half test-guest test-other-half lint test-plain
 BESIDE = MAKE='$(MAKE)' JOBS=$(JOBS) SET_UP=yes .ci/beside
 
 .PHONY: help setup setup-bench venv system-packages demo compile check test test-fast test-plain test-compiled \
