@@ -40,6 +40,11 @@ SUITES = (
 # count says; these three look at bytes that never came. Over ib_iser, which does look at it, the
 # same suite passes.
 BEYOND_THE_RESIDUAL = {"Inquiry": {"Standard", "AllocLength", "BlockLimits"}}
+# Now and then siw of Linux 6.1 ends a connection over a CRC that is right: what it says it found are
+# the same bytes one place too early, as if a part of them, come in a segment of their own, had been
+# written over. The tool does not connect again and dies of that (one run in twenty of Read10.Async).
+SPLIT_CRC = "siw: crc error"
+ATTEMPTS = 4
 
 
 @pytest.fixture(scope="module", params=["engine", "datamover"])
@@ -70,8 +75,18 @@ def test_libiscsi_logs_in_over_iser(run, url):
     assert f"Total size:{SIZE}" in run(f"iscsi-readcapacity16 {url}")
 
 
+def split_crcs(guest):
+    """How often siw has met one since the guest began."""
+    return int(guest.output(f"dmesg | grep -c '{SPLIT_CRC}' || true"))
+
+
 @pytest.mark.parametrize("suite", SUITES)
-def test_libiscsis_suite_over_iser(run, url, suite):
-    verdict = testcu.read(run(f"iscsi-test-cu -d -t SCSI.{suite} {url} 2>&1 || true", timeout=120))
+def test_libiscsis_suite_over_iser(run, iser_guest, url, suite):
+    for _ in range(ATTEMPTS):
+        before = split_crcs(iser_guest)
+        text = run(f"iscsi-test-cu -d -t SCSI.{suite} {url} 2>&1 || true", timeout=120)
+        if split_crcs(iser_guest) == before:
+            break
+    verdict = testcu.read(text)
     assert verdict.failed == BEYOND_THE_RESIDUAL.get(suite, set()), verdict.text
     assert verdict.passed, f"nothing of {suite} ran: {verdict.text}"
