@@ -40,9 +40,9 @@ SUITES = (
 # count says; these three look at bytes that never came. Over ib_iser, which does look at it, the
 # same suite passes.
 BEYOND_THE_RESIDUAL = {"Inquiry": {"Standard", "AllocLength", "BlockLimits"}}
-# Now and then siw of Linux 6.1 ends a connection over a CRC that is right: what it says it found are
-# the same bytes one place too early, as if a part of them, come in a segment of their own, had been
-# written over. The tool does not connect again and dies of that (one run in twenty of Read10.Async).
+# Now and then siw of Linux 6.1 ends a connection over a CRC that is right: what it says it found
+# are the same bytes one place too early, as if a part of them, come in a segment of its own, had
+# been written over. The tool does not connect again and dies of it (one in twenty Read10.Async).
 SPLIT_CRC = "siw: crc error"
 ATTEMPTS = 4
 
