@@ -128,6 +128,12 @@ def finish(
 @nopython
 def complete_now(engine: int, channel: int, wqe: int, status: int) -> int:
     """Complete an operation at once with `status`. Always 1: work was done."""
+    return complete_with(engine, channel, wqe, status, 0)
+
+
+@nopython
+def complete_with(engine: int, channel: int, wqe: int, status: int, arg0: int) -> int:
+    """The same with a word for the host."""
     entry = wqe_at(wqe)[0]
     finish(
         engine,
@@ -139,7 +145,7 @@ def complete_now(engine: int, channel: int, wqe: int, status: int) -> int:
         entry["ticket"],
         status,
         0,
-        0,
+        arg0,
         0,
         0,
     )

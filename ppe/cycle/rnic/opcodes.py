@@ -25,7 +25,7 @@ from shm.verbs_numbers import (
 
 @nopython
 def completion_opcode(opcode: int) -> int:
-    """What a completion calls a work request (enum ibvcompletion_opcode)."""
+    """What a completion calls a work request (enum ibv_wc_opcode)."""
     if opcode in (WR_RDMA_WRITE, WR_RDMA_WRITE_WITH_IMM):
         return WC_RDMA_WRITE
     if opcode == WR_RDMA_READ:

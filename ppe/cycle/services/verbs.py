@@ -9,7 +9,7 @@ from typing import Final
 
 from ppe.cycle import libc
 from ppe.cycle.endpoints import endpoint_id, endpoint_of
-from ppe.cycle.operations import finish, free_operation, new_operation, refuse
+from ppe.cycle.operations import complete_with, free_operation, new_operation, refuse
 from ppe.cycle.records import (
     CONNECTED,
     CONTROL_CHANNEL,
@@ -159,23 +159,8 @@ def _post_send(engine: int, channel: int, wqe: int, place: int) -> int:
 @nopython
 def _query(engine: int, channel: int, wqe: int, index: int) -> int:
     """The state; a device tells of no Terminate."""
-    entry = wqe_at(wqe)[0]
     qp = held_at(endpoint_at(endpoint_of(engine, index))[0]["qp"])[0]["core"]
-    finish(
-        engine,
-        channel,
-        entry["opcode"],
-        entry["flags"],
-        entry["endpoint"],
-        entry["user_data"],
-        entry["ticket"],
-        0,
-        0,
-        qp_at(qp)[0]["state"],
-        0,
-        0,
-    )
-    return 1
+    return complete_with(engine, channel, wqe, 0, qp_at(qp)[0]["state"])
 
 
 @nopython
