@@ -142,9 +142,7 @@ def _on_header(conn: int) -> int:
         return OPCODE
     if rx.ahs_length(conn):
         return AHS
-    if _advances_stat_sn(header, opcode) and (
-        load_32_be(header + bhs.OFFSET_STAT_SN) != initiator_at(conn)[0]["exp_stat_sn"]
-    ):
+    if _advances_stat_sn(header, opcode) and not _may_come(conn, header):
         return STAT_SN
     if opcode == DATA_IN:
         return _data_in_header(conn, header)
@@ -178,6 +176,26 @@ def _advances_stat_sn(header: int, opcode: int) -> bool:
     if opcode == NOP_IN:
         return load_32_be(header + bhs.OFFSET_ITT) != bhs.RESERVED_TAG
     return opcode != R2T
+
+
+@nopython
+def _may_come(conn: int, header: int) -> bool:
+    """Whether a status comes in its turn: over TCP it is the next one (RFC 7143 §4.2.2.2), over
+    RDMA somewhere near it (`iscsi.wire.iser.build`).
+    """
+    mine = initiator_at(conn)[0]
+    ahead = sn.distance(mine["exp_stat_sn"], load_32_be(header + bhs.OFFSET_STAT_SN))
+    return bool(abs(ahead) <= mine["stat_sn_reach"])
+
+
+@nopython
+def _count_status(conn: int, header: int) -> None:
+    """ExpStatSN is one more than the latest StatSN, whatever the order."""
+    mine = initiator_at(conn)[0]
+    stat_sn = load_32_be(header + bhs.OFFSET_STAT_SN)
+    ahead = sn.distance(mine["exp_stat_sn"], stat_sn)
+    if ahead >= 0:
+        mine["exp_stat_sn"] = sn.add(stat_sn, 1)
 
 
 @nopython
@@ -327,7 +345,7 @@ def _control_header(conn: int) -> int:
 @nopython
 def _on_pdu(conn: int) -> int:
     """Let a complete PDU take effect: 0 or a violation."""
-    port, mine = port_at(conn)[0], initiator_at(conn)[0]
+    port = port_at(conn)[0]
     header, subject, opcode = port["rx_header"], port["rx_object"], port["rx_action"]
     port["rx_object"] = 0
     result = 0
@@ -343,7 +361,7 @@ def _on_pdu(conn: int) -> int:
         push(conn + EVENTS, subject)
         end_control_task(conn, header, opcode)
     if _advances_stat_sn(header, opcode):
-        mine["exp_stat_sn"] = sn.add(mine["exp_stat_sn"], 1)
+        _count_status(conn, header)
     _update_window(conn, header)
     return result
 

@@ -39,6 +39,7 @@ INITIATOR: Final = record(
     Field("exp_cmd_sn", "<i8"),
     Field("max_cmd_sn", "<i8"),
     Field("exp_stat_sn", "<i8"),
+    Field("stat_sn_reach", "<i8"),  # how far from the next one a StatSN may be; 0: none other
     Field("first_burst_length", "<i8"),
     Field("max_burst_length", "<i8"),
     Field("immediate_data", "<i8"),
@@ -57,7 +58,7 @@ INITIATOR: Final = record(
     Field("vectors_max", "<i8"),  # entries of a gather list at most, also of each task; 0: none
     Field("completed", QUEUE),  # task addresses
     Field("task_pool", POOL),
-    size=PORT.itemsize + 19 * 8 + QUEUE.itemsize + POOL.itemsize,
+    size=PORT.itemsize + 20 * 8 + QUEUE.itemsize + POOL.itemsize,
 )
 TASK: Final = record(
     Field("state", "<i8"),

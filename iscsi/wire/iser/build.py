@@ -21,6 +21,11 @@ from iscsi.wire.target_task import target_at
 # Data that deployed initiators have room for in a response (ib_iser and libiscsi, whatever they
 # negotiate): sense data, a rejected header, the echo of a ping, a piece of text.
 REPLY_LENGTH: Final = 128
+# How far from the next one a status may be. LIO's isert counts StatSN without a lock in several
+# threads, and each then posts its response when it gets to it: over its queue pair numbers overtake
+# each other and some come twice, as many as the responses that pass a thread which was held up.
+# A queue pair loses nothing, so no order has to show it.
+STAT_SN_REACH: Final = 4096
 # Of RDMA Reads; no command is longer (RFC 7143 §11.3.4).
 BURST_MAX: Final = 1 << 32
 
@@ -48,6 +53,7 @@ def build_initiator_iser(iser: int, conn: int, limits: IserLimits) -> None:
     _check(conn, limits)
     longest = int(port["peer_max_recv_data_segment_length"])
     port["peer_max_recv_data_segment_length"] = longest - longest % PAGE or longest
+    mine["stat_sn_reach"] = STAT_SN_REACH
     hello = HELLO_DUE if limits.hello else HELLO_NONE
     build_iser(iser, conn, limits, int(mine["task_count"]), hello)
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from iscsi.wire import scsi
 from iscsi.wire.bhs import Opcode
+from iscsi.wire.iser.build import STAT_SN_REACH
 from iscsi.wire.iser.header import Hello, HelloReply, decode, encode_hello
 from iscsi.wire.iser.records import IserLimits, iser_at
 from iscsi.wire.keys import SessionParams
@@ -218,3 +219,28 @@ def test_no_answer_crashes_or_leaves_a_tag(answers, remote):
     side.qp.tags.pop(stag, None)
     assert side.qp.tags == {}
     assert side.open == {}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 0, 3, 2), (3, 2, 1, 0), (0, 0, 1, 1)])
+def test_statuses_that_overtook_each_other_are_taken(order):
+    """isert counts them in several threads, without a lock."""
+    alone = lone()
+    tags = [read(alone)[0] for _ in order]
+    first = alone.stat_sn
+    for itt, place in zip(tags, order, strict=True):
+        alone.send(alone.response(itt, stat_sn=first + place))
+    assert alone.why is None
+    assert len(list(alone.side.initiator.completions())) == len(order)
+    alone.got()
+    read(alone)
+    ((_, header, _),) = alone.got()
+    assert header.exp_stat_sn == first + max(order) + 1
+
+
+@pytest.mark.parametrize("away", [STAT_SN_REACH + 1, -STAT_SN_REACH - 1, 1 << 31])
+def test_a_status_far_from_its_turn_ends_the_connection(away):
+    alone = lone()
+    itt, _ = read(alone)
+    alone.send(alone.response(itt, stat_sn=(alone.stat_sn + away) & 0xFFFFFFFF))
+    assert alone.is_ended_by(Violation.STAT_SN)
+    closed_and_clean(alone, 1)
