@@ -90,10 +90,9 @@ class Daemon:
     def _start_engines(self) -> None:
         from ppe.cycle import guard
         from ppe.engine_thread import EngineThread, port_floor
-        from shm.segment import SegmentError, sweep
+        from shm.segment import SegmentError
 
-        for name in sweep():
-            self._report("note", f"removed /dev/shm/{name}, left behind by a dead process")
+        self._sweep()
         guard.install()
         self.engines: list[EngineThread] = []
         for number, cpu in enumerate(self.partition.engine_cpus):
@@ -158,12 +157,20 @@ class Daemon:
                 continue
             looked = time.monotonic()
             notify.watchdog()
+            self._sweep()
             for engine in self.engines:
                 if not engine.is_alive:
                     raise OperatorError(
                         f"engine {engine.number} ended by itself", "this is a bug: see `ppe errors`"
                     )
                 self._look_at_affinity(engine, complained)
+
+    def _sweep(self) -> None:
+        """Remove the names of segments whose makers were killed just before they took them away."""
+        from shm.segment import sweep
+
+        for name in sweep():
+            self._report("note", f"removed /dev/shm/{name}, left behind by a dead process")
 
     def _look_at_affinity(self, engine: Any, complained: set[str]) -> None:
         complaint = engine.affinity_complaint()

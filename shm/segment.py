@@ -1,9 +1,9 @@
 """Segments: POSIX shared memory that is named only for the instant between creation and hand-over.
 
-A segment is made exclusively under a random name with mode 0600, given its full size and every page
-before anyone maps it, and unlinked at once; afterwards only its descriptor exists and travels over
-a socket. So nothing is left behind whoever dies, except in the few microseconds that `sweep` cleans
-up after.
+A segment is made exclusively under a random name with mode 0600 and unlinked at once; only then it
+gets its size and every page, before anyone maps it, and its descriptor travels over a socket. So
+nothing is left behind whoever dies, except an empty name in the few microseconds between two system
+calls: engines `sweep` those away.
 """
 
 import contextlib
@@ -116,6 +116,8 @@ def create(size: int, kind: int = KIND_REGION, header: bool = False) -> Segment:
     _check_space(size)
     name = f"/{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
     shared = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600, size=0)
+    with contextlib.suppress(posix_ipc.ExistentialError):  # An engine to which our pid is unknown,
+        posix_ipc.unlink_shared_memory(name)  # as in a container, may have swept it away.
     try:
         os.posix_fallocate(shared.fd, 0, size)
         segment = map_descriptor(shared.fd, size)
@@ -126,8 +128,6 @@ def create(size: int, kind: int = KIND_REGION, header: bool = False) -> Segment:
                 errno.ENOSPC, f"{DIRECTORY} ran full while {size >> 10} KiB were taken from it"
             ) from error
         raise
-    finally:
-        posix_ipc.unlink_shared_memory(name)
     if header:
         _write_header(segment, kind)
     return segment

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from host import doors as host_doors
 from host.errors import EngineDied
-from iscsi.session import commands, doors, jobs, unit
+from iscsi.session import commands, doors, jobs, leaving, unit
 from iscsi.session.aio_login import AsyncLogin
 from iscsi.session.core import Engine, SessionCore
 from iscsi.session.errors import ConnectionLost, SessionClosed
@@ -38,7 +38,6 @@ from iscsi.wire.port import ControlPdu
 from iscsi.wire.url import IscsiUrl
 
 R = TypeVar("R")
-LOGOUT_S: Final = 2.0
 WATCH_S: Final = 0.1
 # An inline engine on io_uring: its ring's descriptor does not become readable for completions that
 # wait for this thread to fetch them, so the loop looks by itself while something is under way.
@@ -62,6 +61,7 @@ class AsyncSession(commands.Commands):
         self._looker: asyncio.TimerHandle | None = None
         self._due: asyncio.TimerHandle | None = None
         self._recovering: asyncio.Task[None] | None = None
+        self._is_closing = False
         self.core.on_channel_change += [self._login.end, self._end_work]
         info = getattr(engine, "info", {})
         self._must_look = self.core.channel.is_inline and info.get("readiness") != "epoll"
@@ -258,7 +258,7 @@ class AsyncSession(commands.Commands):
 
     def _begin_recovery(self) -> None:
         core = self.core
-        if core.down is None or core.lost is not None or core.is_closed:
+        if core.down is None or core.lost is not None or core.is_closed or self._is_closing:
             return
         if not core.is_recovering and self._recovering is None:
             self._recovering = self._loop.create_task(self._recover())
@@ -327,27 +327,36 @@ class AsyncSession(commands.Commands):
         core.check_usable()
         if core.down is None:
             with contextlib.suppress(Exception):
-                async with asyncio.timeout(LOGOUT_S):
-                    await self.perform(core.logging_out())
+                await self._log_out_briefly()
             if core.down is None:
                 self._lose(ConnectionLost("a reconnection was asked for"))
         if self._recovering is not None:
             await asyncio.wait([self._recovering])
         core.check_usable()
 
+    async def _log_out_briefly(self) -> None:
+        """Log out, and leave it to the target to hang up, each for a moment."""
+        core = self.core
+        async with asyncio.timeout(leaving.LOGOUT_S):
+            await self.perform(core.logging_out())
+        end = self._loop.time() + leaving.HANG_UP_S
+        while leaving.awaits_hang_up(core) and self._loop.time() < end:
+            await asyncio.sleep(LOOK_S)
+            self._advance()
+
     async def close(self) -> None:
         """Log out if the target still answers, and give everything back. Idempotent."""
         core = self.core
         if core.is_closed:
             return
+        self._is_closing = True
         try:
             if self._recovering is not None:
                 self._recovering.cancel()
                 await asyncio.wait([self._recovering])
             if core.lost is None and core.down is None and core.channel.is_running:
                 with contextlib.suppress(Exception):
-                    async with asyncio.timeout(LOGOUT_S):
-                        await self.perform(core.logging_out())
+                    await self._log_out_briefly()
         finally:
             core.break_off(SessionClosed("the session was closed"))
             self._settle()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from numpy.typing import NDArray
 
 from host.errors import WrongThread
-from iscsi.session import commands, doors, jobs, unit
+from iscsi.session import commands, doors, jobs, leaving, unit
 from iscsi.session.core import Engine, SessionCore
 from iscsi.session.errors import ConnectionLost, LoginTimeout
 from iscsi.session.guard import TICK_NS
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 DRAIN_NS: Final = 1_000_000_000  # for what is under way when a wait is interrupted
-LOGOUT_S: Final = 2.0
-HANG_UP_NS: Final = 200_000_000
 FAR_NS: Final = 1 << 62
 
 
@@ -334,7 +332,7 @@ class InitiatorSession(commands.Commands):
             core.free()
 
     def _log_out_briefly(self) -> None:
-        """Log out if that takes no longer than LOGOUT_S; the connection is of no use afterwards."""
+        """Log out if that takes no longer than a moment; the connection is of no use afterwards."""
         core = self.core
         worker, controls = core.worker.address, core.controls
         steps = core.logging_out()
@@ -345,21 +343,17 @@ class InitiatorSession(commands.Commands):
             self.drive(
                 lambda deadline, tick: doors.run(worker, 0, deadline, tick),
                 until=lambda: controls.has(step.tag),
-                seconds=LOGOUT_S,
+                seconds=leaving.LOGOUT_S,
             )
             steps.send(controls.answer(step.tag))
         self._await_hang_up()
 
     def _await_hang_up(self) -> None:
-        """Leave it to a target over RDMA to hang up after its Logout Response, for a moment.
-
-        An RNIC reports a Send as failed if the stream ends before it completes; LIO's target on
-        siw then releases its response twice and fills the log of its kernel.
-        """
+        """Leave it to the target to hang up after its Logout Response, where that matters."""
         core = self.core
-        if core.lost is not None or core.down is not None or not core.connection.is_rdma:
+        if not leaving.awaits_hang_up(core):
             return
-        worker, end = core.worker.address, monotonic_ns() + HANG_UP_NS
+        worker, end = core.worker.address, monotonic_ns() + int(leaving.HANG_UP_S * 1e9)
         reason = jobs.LOOK
         while reason not in (jobs.BROKEN, jobs.ENGINE_GONE) and monotonic_ns() < end:
             reason = doors.run(worker, 0, end, end)

@@ -26,6 +26,8 @@ from host.errors import (
     EngineRefused,
 )
 from shm.operations import FLUSHED
+from shm.segment import DIRECTORY as SHARED_MEMORY
+from shm.segment import PREFIX
 from tests.e2e import worker
 from tests.e2e.honest import Echo
 from tests.e2e.running import ROOT, RunningEngine, environment_of, json_of, wait_until
@@ -179,6 +181,17 @@ def test_a_thread_that_is_moved_off_its_cpu_is_reported(tmp_path):
         wait_until(lambda: engine.stat()["affinity"][0], "the complaint", 5)
         wait_until(lambda: engine.stat()["notes"], "the note", 5)
         assert str(facts["cpu"]) in engine.stat()["notes"][-1]
+
+
+def test_a_name_that_a_killed_client_left_is_swept_away(engine):
+    child = subprocess.Popen(["true"])
+    child.wait()
+    orphan = SHARED_MEMORY / f"{PREFIX}{child.pid}-test"
+    try:
+        orphan.write_bytes(b"")
+        wait_until(lambda: not orphan.exists(), "the name to go", PATIENCE_S)
+    finally:
+        orphan.unlink(missing_ok=True)
 
 
 def test_an_idle_engine_sleeps_and_wakes_for_work(engine):

@@ -263,6 +263,19 @@ def dead_pid():
     return child.pid
 
 
+def test_a_segment_has_no_name_any_more_while_its_pages_are_taken(monkeypatch):
+    """Taking them is slow, and whoever is killed meanwhile must leave nothing."""
+    seen = []
+
+    def fallocate(descriptor, start, size):
+        seen.append(list(DIRECTORY.glob(f"{PREFIX}{os.getpid()}-*")))
+        os.ftruncate(descriptor, start + size)
+
+    monkeypatch.setattr(os, "posix_fallocate", fallocate)
+    segments.create(PAGE).close()
+    assert seen == [[]]
+
+
 def test_sweeping_removes_what_dead_processes_left_and_nothing_else():
     orphan = DIRECTORY / f"{PREFIX}{dead_pid()}-test"
     alive = DIRECTORY / f"{PREFIX}{os.getpid()}-test"

@@ -84,7 +84,9 @@ def test_a_cancelled_read_leaves_the_device_usable(tgt, engine_name):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert device.session.core.connection.hot("outstanding") == 0
+            async with asyncio.timeout(30):  # The answer to the abort may come after the data.
+                while device.session.core.connection.hot("outstanding"):
+                    await asyncio.sleep(0.001)
             assert len(await device.read(5, 3)) == 3 * BLOCK
 
     asyncio.run(main())

@@ -14,7 +14,7 @@ import host.inline
 import iscsi
 import ppe.cycle.services.iser
 import ppe.cycle.services.rdma  # noqa: F401 - the same
-from iscsi.session import initiator
+from iscsi.session import leaving
 from iscsi.session.errors import ConnectionLost, LoginTimeout
 from iscsi.session.initiator import InitiatorSession
 from iscsi.session.options import NEVER
@@ -152,7 +152,7 @@ def test_a_target_that_does_not_look_at_what_came_right_behind_its_reply_is_made
 
 
 def test_after_a_logout_the_target_hangs_up_first(engine, monkeypatch):
-    monkeypatch.setattr(initiator, "HANG_UP_NS", 20_000_000_000)
+    monkeypatch.setattr(leaving, "HANG_UP_S", 20.0)
     with SocketTarget() as target:
         for _ in range(3):
             with opened(engine, target) as session:
@@ -280,6 +280,31 @@ def test_a_connection_lost_in_an_event_loop_is_made_again(watched):
     with SocketTarget() as target:
         in_a_loop(work)
         assert target.served == 2
+
+
+def test_a_target_hangs_up_first_after_a_logout_in_an_event_loop(watched, monkeypatch):
+    monkeypatch.setattr(leaving, "HANG_UP_S", 20.0)
+
+    async def work():
+        for _ in range(3):
+            async with await iscsi.aopen(target.url, watched) as device:
+                await device.write(0, pattern(8 * BLOCK, 1).tobytes())
+                await device.session.reconnect()
+                await device.read(0, 8)
+
+    with SocketTarget() as target:
+        in_a_loop(work)
+        assert (target.served, target.cut_short) == (6, 0)
+
+
+def test_a_target_that_stays_after_a_logout_is_not_waited_for_in_an_event_loop(watched):
+    async def work():
+        for _ in range(2):  # it serves one connection after the other
+            async with await open_in_loop(target, watched) as device:
+                await device.read(0, 8)
+
+    with SocketTarget(hangs_up=False) as target:
+        in_a_loop(work)
 
 
 def test_a_target_that_is_not_there_is_said_in_an_event_loop(watched):
