@@ -88,29 +88,6 @@ R2T_COUNT: Final = int(Violation.R2T_COUNT)
 
 
 @nopython
-def rx_bytes(conn: int, address: int, length: int) -> int:
-    """Take the next `length` bytes of the stream, all of them. 0, or the Violation they hold.
-
-    Bytes that already lie at the port's `want_address` stay there; others are copied to where they
-    belong. After a violation nothing more is accepted and every task keeps its state.
-    """
-    port = port_at(conn)[0]
-    while length > 0 and port["error"] == 0:
-        size = rx.take(conn, address, length)
-        address += size
-        length -= size
-        while port["want_length"] == 0 and port["error"] == 0:
-            port["error"] = _go_on(conn)
-    return int(port["error"])
-
-
-@nopython
-def rx_placed(conn: int, length: int) -> int:
-    """`rx_bytes` for bytes that were received straight to `want_address`; at most `want_length`."""
-    return rx_bytes(conn, port_at(conn)[0]["want_address"], length)
-
-
-@nopython
 def _go_on(conn: int) -> int:
     found = rx.step(conn)
     if found == rx.HEADER_COMPLETE:
@@ -125,6 +102,9 @@ def _go_on(conn: int) -> int:
         _place_more(conn)
         return 0
     return found
+
+
+rx_bytes, rx_placed = rx.make_rx(_go_on)
 
 
 # --- when a header is complete ---------------------------------------------------------------

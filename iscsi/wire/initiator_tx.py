@@ -24,9 +24,7 @@ from iscsi.wire.port import (
     TOKEN_CONTROL,
     TOKEN_NONE,
     TOKEN_TASK,
-    control_give,
     first,
-    is_empty,
     pop,
     port_at,
     token_address,
@@ -38,38 +36,6 @@ from shm.memory import copy_bytes, load_64, store_8, store_32_be, store_64, stor
 
 SCSI_COMMAND: Final = int(bhs.Opcode.SCSI_COMMAND)
 DATA_OUT: Final = int(bhs.Opcode.DATA_OUT)
-
-
-@nopython
-def tx_next(conn: int) -> int:
-    """Length of the next bytes to send (at the port's `span_address`), or 0.
-
-    Makes PDUs while there is room for them (`tx.has_room`). Hand the bytes, or the first of them,
-    to the transport and say so with `tx_take`, then ask again; say `tx_done` when they are sent.
-    """
-    while tx.has_room(conn) and not is_empty(conn + READY):
-        _make_one(conn)
-    return tx.span(conn)
-
-
-@nopython
-def tx_take(conn: int, length: int) -> None:
-    """The transport accepted the first `length` bytes that `tx_next` showed."""
-    tx.take(conn, length)
-
-
-@nopython
-def tx_done(conn: int, length: int) -> None:
-    """`length` more bytes are sent: their slots and buffers are free again."""
-    more = tx.has_sent(conn, length)
-    while more:
-        token = tx.retire(conn)
-        if token_kind(token) == TOKEN_CONTROL:
-            control_give(conn, token_address(token))
-        elif token_kind(token) == TOKEN_TASK:
-            task_at(token_address(token))[0]["tx_pending"] -= 1
-            complete_if_over(conn, token_address(token))
-        more = tx.has_sent(conn, 0)
 
 
 @nopython
@@ -91,6 +57,16 @@ def _make_one(conn: int) -> None:
         pop(conn + READY)
         task["queued"] = 0
         complete_if_over(conn, address)
+
+
+@nopython
+def _one_sent(conn: int, address: int) -> None:
+    task_at(address)[0]["tx_pending"] -= 1
+    complete_if_over(conn, address)
+
+
+tx_next, tx_done = tx.make_tx(_make_one, _one_sent)
+tx_take = tx.take
 
 
 @nopython

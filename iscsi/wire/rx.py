@@ -3,7 +3,8 @@ The role fills in where a PDU's data goes when its header is complete and acts w
 bytes may already lie where they are wanted, and then they are not touched.
 """
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from iscsi.wire import bhs
 from iscsi.wire.port import SINK_SIZE, port_at
@@ -196,3 +197,32 @@ def _check_data_digest(conn: int) -> int:
 def next_pdu(conn: int) -> None:
     """Ask for the next header."""
     want(conn, PHASE_BHS, port_at(conn)[0]["rx_header"], BHS_LENGTH)
+
+
+def make_rx(go_on: Any) -> tuple[Callable[[int, int, int], int], Callable[[int, int], int]]:
+    """Make one role's `rx_bytes` and `rx_placed` from `go_on(conn)`, its nopython function for what
+    `step` finds. The outcome of all three is 0 or a Violation.
+    """
+
+    @nopython
+    def rx_bytes(conn: int, address: int, length: int) -> int:
+        """Take the next `length` bytes of the stream, all of them. 0, or the Violation they hold.
+
+        Bytes that already lie at the port's `want_address` stay there; others are copied to where
+        they belong. After a violation nothing more is accepted and every task keeps its state.
+        """
+        port = port_at(conn)[0]
+        while length > 0 and port["error"] == 0:
+            size = take(conn, address, length)
+            address += size
+            length -= size
+            while port["want_length"] == 0 and port["error"] == 0:
+                port["error"] = go_on(conn)
+        return int(port["error"])
+
+    @nopython
+    def rx_placed(conn: int, length: int) -> int:
+        """`rx_bytes` for bytes that lie at `want_address` already; at most `want_length`."""
+        return rx_bytes(conn, port_at(conn)[0]["want_address"], length)
+
+    return rx_bytes, rx_placed

@@ -92,29 +92,6 @@ IGNORED: Final = 1
 
 
 @nopython
-def rx_bytes(conn: int, address: int, length: int) -> int:
-    """Take the next `length` bytes of the stream, all of them. 0, or the Violation they hold.
-
-    Bytes that already lie at the port's `want_address` stay there; others are copied to where they
-    belong. After a violation nothing more is accepted.
-    """
-    port = port_at(conn)[0]
-    while length > 0 and port["error"] == 0:
-        size = rx.take(conn, address, length)
-        address += size
-        length -= size
-        while port["want_length"] == 0 and port["error"] == 0:
-            port["error"] = _go_on(conn)
-    return int(port["error"])
-
-
-@nopython
-def rx_placed(conn: int, length: int) -> int:
-    """`rx_bytes` for bytes that were received straight to `want_address`; at most `want_length`."""
-    return rx_bytes(conn, port_at(conn)[0]["want_address"], length)
-
-
-@nopython
 def _go_on(conn: int) -> int:
     found = rx.step(conn)
     if found == rx.HEADER_COMPLETE:
@@ -128,6 +105,9 @@ def _go_on(conn: int) -> int:
         if found == 0:
             rx.next_pdu(conn)
     return found
+
+
+rx_bytes, rx_placed = rx.make_rx(_go_on)
 
 
 # --- when a header is complete ---------------------------------------------------------------

@@ -3,16 +3,24 @@ Headers lie side by side, so PDUs without data make one long span; data is sent 
 and must stay there until `retire` names its token, or from a copy that is made with its digest.
 """
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from iscsi.wire import bhs
 from iscsi.wire.port import (
     COPY_MARGIN,
     INLINE_SIZE,
+    READY,
+    TOKEN_CONTROL,
     TOKEN_NONE,
+    TOKEN_TASK,
     TRAILER_SIZE,
     TX_SIZE,
+    control_give,
+    is_empty,
     port_at,
+    token_address,
+    token_kind,
     tx_at,
 )
 from shm.crc32c import ONES, copy_and_update, finish, update
@@ -265,3 +273,36 @@ def unsent(conn: int) -> int:
     """PDUs made whose sending was not reported yet."""
     port = port_at(conn)[0]
     return int(port["tx_made"] - port["tx_sent"])
+
+
+def make_tx(
+    make_one: Any, one_sent: Any
+) -> tuple[Callable[[int], int], Callable[[int, int], None]]:
+    """Make one role's `tx_next` and `tx_done` from its nopython functions: `make_one(conn)` makes
+    what stands first in line, `one_sent(conn, task)` is told of a task's PDU whose data has left.
+    """
+
+    @nopython
+    def tx_next(conn: int) -> int:
+        """Length of the next bytes to send (at the port's `span_address`), or 0.
+
+        Makes PDUs while there is room for them (`has_room`). Hand the bytes, or the first of them,
+        to the transport and say so with `take`, then ask again; say `tx_done` when they are sent.
+        """
+        while has_room(conn) and not is_empty(conn + READY):
+            make_one(conn)
+        return span(conn)
+
+    @nopython
+    def tx_done(conn: int, length: int) -> None:
+        """`length` more bytes are sent: their slots and their data's memory are free again."""
+        more = has_sent(conn, length)
+        while more:
+            token = retire(conn)
+            if token_kind(token) == TOKEN_CONTROL:
+                control_give(conn, token_address(token))
+            elif token_kind(token) == TOKEN_TASK:
+                one_sent(conn, token_address(token))
+            more = has_sent(conn, 0)
+
+    return tx_next, tx_done

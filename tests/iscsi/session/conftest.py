@@ -1,4 +1,6 @@
-"""One tgtd and one sleeping engine for each module that asks for them."""
+"""What a session is tried against, for each module that asks: a tgtd, a target that the test plays
+itself, an engine in the test's own thread, one in a process of its own.
+"""
 
 import json
 import os
@@ -8,10 +10,14 @@ import sys
 
 import pytest
 
-import host.inline  # noqa: F401 - compiles while tests are collected, where no timeout runs
+import host
+import host.inline
 import iscsi.session.perf  # noqa: F401 - the same
 import ppe.cycle.services.datamover  # noqa: F401 - the same
 from iscsi.session import options
+from tests.iscsi.session.disk import Disk
+from tests.iscsi.session.mock_target import mock_target
+from tests.iscsi.session.relay import relay_to
 from tests.iscsi.session.tgt import WAIT_S, tgt_target, wait_for
 
 READY_S = 90  # a cold cache compiles the engine first
@@ -21,6 +27,25 @@ READY_S = 90  # a cold cache compiles the engine first
 def tgt(tmp_path_factory):
     with tgt_target(tmp_path_factory.mktemp("tgt")) as running:
         yield running
+
+
+@pytest.fixture
+def disk():
+    return Disk()
+
+
+@pytest.fixture
+def way(disk):
+    """A relay to a target that serves the disk, and the URL through it."""
+    with mock_target(disk.serve) as url, relay_to(url) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """One inline engine for all: what one target does must not spoil it for the next."""
+    with host.connect("inline:") as handle:
+        yield handle
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 
-import host
 import iscsi
 from iscsi.session.attention import ends_reservation, grave
 from iscsi.session.errors import ReservationLost, UnitChanged
@@ -15,8 +14,6 @@ from iscsi.wire.bhs import Opcode
 from iscsi.wire.errors import ScsiError
 from iscsi.wire.sense import Asc
 from tests.iscsi.session.disk import BLOCK, Disk
-from tests.iscsi.session.mock_target import mock_target
-from tests.iscsi.session.relay import relay_to
 
 QUICK = Recovery(initial_s=0, maximum_s=0.05, limit_s=20)
 RESERVE, RELEASE = bytes((0x16, *bytes(5))), bytes((0x17, *bytes(5)))
@@ -29,12 +26,6 @@ ENDING = (
 )
 
 
-@pytest.fixture(scope="module")
-def engine():
-    with host.connect("inline:") as handle:
-        yield handle
-
-
 @pytest.fixture
 def disk():
     found = Disk()
@@ -42,12 +33,6 @@ def disk():
         header.cdb_bytes[0] in (0x16, 0x17) and peer.send(Opcode.SCSI_RESPONSE, to=header) is None
     )
     return found
-
-
-@pytest.fixture
-def way(disk):
-    with mock_target(disk.serve) as url, relay_to(url) as found:
-        yield found
 
 
 @pytest.mark.parametrize("code", ENDING)

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import pytest
 
-import host
 import iscsi
 from host.errors import WrongThread
 from iscsi.session.errors import CommandTimeout, ConnectionLost, ReservationLost, SessionClosed
@@ -19,32 +18,13 @@ from iscsi.session.options import NEVER, Recovery, Timeouts
 from iscsi.wire import bhs
 from iscsi.wire.bhs import Opcode, TaskFunction
 from iscsi.wire.errors import ScsiError
-from tests.iscsi.session.disk import BLOCK, READS, WRITES, Disk
-from tests.iscsi.session.mock_target import mock_target
-from tests.iscsi.session.relay import relay_to
+from tests.iscsi.session.disk import BLOCK, READS, WRITES
 
 QUICK = Recovery(initial_s=0, maximum_s=0.05, limit_s=20)
 BRIEF = Recovery(initial_s=0.01, maximum_s=0.02, limit_s=0.3)
 LATE = Timeouts(command_s=0.3, task_management_s=0.3)
 WAIT_S = 10
 GARBAGE = b"\x3f" + bytes(bhs.BHS_LENGTH - 1)  # no target sends such a PDU
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with host.connect("inline:") as handle:
-        yield handle
-
-
-@pytest.fixture
-def disk():
-    return Disk()
-
-
-@pytest.fixture
-def way(disk):
-    with mock_target(disk.serve) as url, relay_to(url) as found:
-        yield found
 
 
 async def eventually(condition, what):

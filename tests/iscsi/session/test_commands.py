@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 
-import host
 import iscsi
 from iscsi.session import cdb
 from iscsi.session.commands import split_extents
@@ -26,12 +25,6 @@ LIMITS = BlockLimits(
     max_write_same_length=1000,
     max_compare_and_write_length=2,
 )
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with host.connect("inline:") as handle:
-        yield handle
 
 
 class Recorder(Disk):

@@ -8,37 +8,17 @@ import time
 
 import pytest
 
-import host
 import iscsi
 from iscsi.session.errors import CommandTimeout, ConnectionLost, PingTimeout
 from iscsi.session.options import NEVER, Recovery, Timeouts
 from iscsi.wire import bhs
 from iscsi.wire.bhs import Opcode, TaskFunction
-from tests.iscsi.session.disk import BLOCK, Disk
-from tests.iscsi.session.mock_target import mock_target
-from tests.iscsi.session.relay import relay_to
+from tests.iscsi.session.disk import BLOCK
 from tests.iscsi.session.tgt import wait_for
 
 QUICK = Recovery(initial_s=0, maximum_s=0.05, limit_s=20)
 PINGS = Timeouts(ping_interval_s=0.1, ping_timeout_s=0.1, ping_count=2)
 LATE = Timeouts(command_s=0.3, task_management_s=0.3)
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with host.connect("inline:") as handle:
-        yield handle
-
-
-@pytest.fixture
-def disk():
-    return Disk()
-
-
-@pytest.fixture
-def way(disk):
-    with mock_target(disk.serve) as url, relay_to(url) as found:
-        yield found
 
 
 class Silent:

@@ -9,7 +9,6 @@ from functools import partial
 
 import pytest
 
-import host
 import iscsi
 from iscsi.session.discovery import discover
 from iscsi.session.errors import (
@@ -38,13 +37,6 @@ from tests.iscsi.session.tgt import free_port
 # What a session says when it does not try again: recovery has tests of its own.
 open_once = partial(iscsi.open, recovery=NEVER)
 PATIENCE_S = 0.4
-
-
-@pytest.fixture(scope="module")
-def engine():
-    """One inline engine for all: what one target does must not spoil it for the next."""
-    with host.connect("inline:") as handle:
-        yield handle
 
 
 def refuse(status):

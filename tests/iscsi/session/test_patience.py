@@ -4,34 +4,14 @@ import asyncio
 
 import pytest
 
-import host
 import iscsi
 from iscsi.session.options import Recovery
 from iscsi.wire.bhs import Opcode
 from iscsi.wire.errors import ScsiError
 from iscsi.wire.sense import Asc, SenseKey
-from tests.iscsi.session.disk import BLOCK, WRITES, Disk
-from tests.iscsi.session.mock_target import mock_target
-from tests.iscsi.session.relay import relay_to
+from tests.iscsi.session.disk import BLOCK, WRITES
 
 QUICK = Recovery(initial_s=0, maximum_s=0.05, limit_s=20)
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with host.connect("inline:") as handle:
-        yield handle
-
-
-@pytest.fixture
-def disk():
-    return Disk()
-
-
-@pytest.fixture
-def way(disk):
-    with mock_target(disk.serve) as url, relay_to(url) as found:
-        yield found
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

@@ -10,7 +10,6 @@ from functools import partial
 
 import pytest
 
-import host
 import iscsi
 from iscsi.session.errors import ConnectionLost, ReservationLost, UnitChanged, UnknownOutcome
 from iscsi.session.initiator import InitiatorSession
@@ -21,31 +20,13 @@ from iscsi.wire.bhs import Opcode
 from iscsi.wire.errors import LoginRejected, RemoteProtocolError
 from iscsi.wire.names import parse_address
 from iscsi.wire.sense import Asc, SenseKey
-from tests.iscsi.session.disk import BLOCK, COMPARE_AND_WRITE, WRITES, Disk
+from tests.iscsi.session.disk import BLOCK, COMPARE_AND_WRITE, WRITES
 from tests.iscsi.session.mock_target import NAME, Closed, mock_target
 from tests.iscsi.session.modes import MODES, moved_by
 from tests.iscsi.session.relay import relay_to
 from tests.iscsi.session.tgt import wait_for
 
 QUICK = Recovery(initial_s=0, maximum_s=0.05, limit_s=20)
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with host.connect("inline:") as handle:
-        yield handle
-
-
-@pytest.fixture
-def disk():
-    return Disk()
-
-
-@pytest.fixture
-def way(disk):
-    """A relay to a target that serves the disk, and the URL through it."""
-    with mock_target(disk.serve) as url, relay_to(url) as found:
-        yield found
 
 
 def drop_on(disk, opcodes, times=1):

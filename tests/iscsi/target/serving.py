@@ -2,6 +2,7 @@
 that can be as ill-behaved as a test wants.
 """
 
+import contextlib
 import socket
 import threading
 import time
@@ -150,6 +151,31 @@ class Serving(ServerThread):
         targets = (Target(NAME, units), Target(OTHER, {0: units[0]}))
         portals = self._options.pop("portals", (Portal("127.0.0.1", 0),))
         return ServerConfig(targets, portals, **self._options)
+
+
+@contextlib.contextmanager
+def warmed(**options):
+    """A server whose memory was used once, so that later uses can be compared."""
+    with Serving(**options) as server:
+        with server.log_in() as raw:
+            raw.clear_attention().read(0, 1)
+        server.wait_idle()
+        yield server
+
+
+@contextlib.contextmanager
+def unnoticed(server):
+    """A well-behaved session beside what happens in here, which must notice nothing of it."""
+    endpoints = server.endpoints
+    with server.log_in(isid=0x4000_0000_0001) as neighbour:
+        neighbour.clear_attention()
+        yield
+        expected = server.disk.array[: 64 * BLOCK].tobytes()
+        assert neighbour.read(0, 64) == expected
+        with server.log_in(isid=0x4000_0000_0002) as newcomer:
+            assert newcomer.clear_attention().read(0, 64) == expected
+    server.wait_idle()
+    assert server.endpoints == endpoints
 
 
 class Raw:

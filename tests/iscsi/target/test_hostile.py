@@ -15,7 +15,16 @@ from iscsi.wire import bhs, scsi
 from iscsi.wire.bhs import Opcode
 from iscsi.wire.errors import LoginRejected, LoginStatus, RejectReason
 from shm.jit import JIT_DISABLED
-from tests.iscsi.target.serving import BLOCK, BLOCKS, TWO, Raw, Serving, wait_until
+from tests.iscsi.target.serving import (
+    BLOCK,
+    BLOCKS,
+    TWO,
+    Raw,
+    Serving,
+    unnoticed,
+    wait_until,
+    warmed,
+)
 
 PLACEMENTS = TWO
 
@@ -26,26 +35,14 @@ LOGIN = bytes(bhs.encode(Opcode.LOGIN_REQUEST, transit=1, csg=1, nsg=3, data_seg
 
 @pytest.fixture(scope="module")
 def server(placement):
-    with Serving(login_timeout_s=2, linger_s=0.2, max_logins=16) as server:
-        with server.log_in() as raw:  # so that what follows compares memory that was used once
-            raw.clear_attention().read(0, 1)
-        server.wait_idle()
+    with warmed(login_timeout_s=2, linger_s=0.2, max_logins=16) as server:
         yield server
 
 
 @pytest.fixture
 def serving(server):
-    """The server, with one well-behaved session that must notice nothing."""
-    endpoints = server.endpoints
-    with server.log_in(isid=0x4000_0000_0001) as neighbour:
-        neighbour.clear_attention()
+    with unnoticed(server):
         yield server
-        expected = server.disk.array[: 64 * BLOCK].tobytes()
-        assert neighbour.read(0, 64) == expected
-        with server.log_in(isid=0x4000_0000_0002) as newcomer:
-            assert newcomer.clear_attention().read(0, 64) == expected
-    server.wait_idle()
-    assert server.endpoints == endpoints
 
 
 def reset(raw):

@@ -26,7 +26,7 @@ from tests.iscsi.target.negative_cases import (
     Wrong,
     long_cdb,
 )
-from tests.iscsi.target.serving import BLOCK, TWO, Raw, Serving, wait_until
+from tests.iscsi.target.serving import BLOCK, TWO, Raw, unnoticed, wait_until, warmed
 
 PLACEMENTS = TWO
 
@@ -37,26 +37,14 @@ DIGESTS = Proposal(SESSION, header_digest=(DIGEST_CRC32C,), data_digest=(DIGEST_
 
 @pytest.fixture(scope="module")
 def server(placement):
-    with Serving(login_timeout_s=5, linger_s=0.2, window=8) as server:
-        with server.log_in() as raw:  # so that what follows compares memory that was used once
-            raw.clear_attention().read(0, 1)
-        server.wait_idle()
+    with warmed(login_timeout_s=5, linger_s=0.2, window=8) as server:
         yield server
 
 
 @pytest.fixture
 def serving(server):
-    """The server, with one well-behaved session that must notice nothing."""
-    endpoints = server.endpoints
-    with server.log_in(isid=0x4000_0000_0001) as neighbour:
-        neighbour.clear_attention()
+    with unnoticed(server):
         yield server
-        expected = server.disk.array[: 64 * BLOCK].tobytes()
-        assert neighbour.read(0, 64) == expected
-        with server.log_in(isid=0x4000_0000_0002) as newcomer:
-            assert newcomer.clear_attention().read(0, 64) == expected
-    server.wait_idle()
-    assert server.endpoints == endpoints
 
 
 @pytest.mark.parametrize("case", EVERY.values(), ids=EVERY)
