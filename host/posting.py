@@ -28,6 +28,7 @@ from shm.channel import (
     UNSIGNALLED,
     bind_host,
     keep_ledger,
+    leave_time,
     outstanding_limit,
     share_wait,
 )
@@ -100,6 +101,7 @@ class PostingChannel:
         self._thread, self._forks = threading.get_ident(), _forks
         self._state = np.zeros(1, HOST_CHANNEL)
         bind_host(address_of(self._state), address_of(shared), *capacities, bell)
+        leave_time(address_of(self._state), address_of(shared))
         limit = outstanding_limit(capacities[1])
         self._ledger = np.zeros(limit + 1, LEDGER)
         self._tickets = np.zeros(limit, np.int32)

@@ -145,12 +145,21 @@ def bind_engine(
     producer["slots"], producer["head"] = events, shared + offset(CHANNEL, "event_head")
     producer["capacity"] = event_capacity
     waker = waker_at(state + E_WAKER)[0]
-    for word in ("wake_at", "wake_seq", "wake_kind"):
+    for word in ("wake_at", "wake_seq", "wake_kind", "enough_at", "enough_position"):
         waker[word] = shared + offset(CHANNEL, word)
     waker["descriptor"] = wake_descriptor
     mine = engine_channel_at(state)[0]
     mine["need_doorbell"] = shared + offset(CHANNEL, "need_doorbell")
     mine["reserve"] = event_capacity >> 3
+
+
+def leave_time(state: int, shared: int) -> None:
+    """Let whoever produces this HOST_CHANNEL's events keep the time of short minimum waits, as an
+    engine does (`shm.wait.keep_time`).
+    """
+    waiter = waiter_at(state + H_WAITER)[0]
+    for word in ("enough_at", "enough_position"):
+        waiter[word] = shared + offset(CHANNEL, word)
 
 
 def share_wake(state: int, first: int) -> None:
@@ -413,4 +422,4 @@ def initialise(shared: int, work_capacity: int, event_capacity: int) -> None:
     """Write a fresh channel's shared words: nothing armed, running."""
     channel = channel_at(shared)[0]
     channel["work_capacity"], channel["event_capacity"] = work_capacity, event_capacity
-    channel["wake_at"] = NEVER
+    channel["wake_at"] = channel["enough_at"] = NEVER

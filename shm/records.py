@@ -10,7 +10,7 @@ from typing import Final
 from shm.layout import Field, layout_hash, offset, record
 from shm.view import opener
 
-VERSION: Final = 1
+VERSION: Final = 2
 MAGIC: Final = 0x454E49474E455050  # "PPENGINE" read as a little-endian word
 
 # --- what both sides see ---------------------------------------------------------------------
@@ -79,10 +79,12 @@ CHANNEL: Final = record(
     # The engine writes these two:
     Field("work_head", "<i8", own_span=True),
     Field("need_doorbell", "<i8"),
-    # The host writes these three:
+    # The host writes these five:
     Field("event_head", "<i8", own_span=True),
     Field("wake_at", "<i8"),
     Field("wake_kind", "<i8"),
+    Field("enough_at", "<i8"),  # after this time one entry is enough; NEVER: the host keeps time
+    Field("enough_position", "<i8"),  # which the ring has with one entry
     # Changed by whoever wakes, always by a read-modify-write:
     Field("wake_seq", "<i4", own_span=True),
     Field("state", "<i8"),
@@ -116,6 +118,8 @@ WAKER: Final = record(
     Field("checked", "<i8"),  # the position up to which crossings were looked for
     Field("descriptor", "<i8"),  # an eventfd, or -1
     Field("wakes", "<i8"),
+    Field("enough_at", "<i8"),  # addresses
+    Field("enough_position", "<i8"),
     size=64,
 )
 # The consumer's side of a wake-up.
@@ -126,6 +130,8 @@ WAITER: Final = record(
     Field("state", "<i8"),
     Field("waits", "<i8"),
     Field("sleeps", "<i8"),  # waits that reached the kernel and were queued there
+    Field("enough_at", "<i8"),  # addresses, or 0: the producer keeps no time
+    Field("enough_position", "<i8"),
     size=64,
 )
 # One of several rings whose consumer sleeps once for all of them.

@@ -19,6 +19,12 @@ Several rings, one sleep (`wait_any`). Each ring has its own `wake_at`, and hole
 each pair by itself. All producers change the same futex word, always by a read-modify-write, and
 the waiter reads that word before it arms the first ring: whichever ring is crossed after its
 arming, the word is another than the one the waiter sleeps on, so hole B is closed for all of them.
+
+Who keeps the time of a minimum wait. A timer in the kernel, armed for a tenth of a millisecond and
+cancelled, costs a sleeper more than his sleep does (docs/decisions/0019). A producer that polls a
+clock anyway keeps it for him: the waiter stores `enough_at` before he arms and looks, behind the
+fence, whether an entry is there. If so he sleeps by his own timer; if not, whoever publishes the
+first one sees `enough_at` behind his fence (hole A again), and wakes him when it is time.
 """
 
 from typing import Final
@@ -63,6 +69,15 @@ REASON_NAMES: Final = {
     SIGNAL: "signal",
     TICK: "tick",
 }
+
+
+# How far ahead a producer keeps a waiter's time: it does not sleep meanwhile.
+KEPT_NS: Final = 1_000_000
+
+# What `keep_time` found.
+NOBODY: Final = 0
+GATHERING: Final = 1  # ask again
+WOKEN: Final = 2
 
 
 @nopython
@@ -112,6 +127,46 @@ def wake(waker: int) -> None:
 
 
 @nopython
+def is_time_kept(waker: int) -> bool:
+    """Whether a waiter may have left its minimum wait to this producer."""
+    mine = waker_at(waker)[0]
+    return bool(mine["enough_at"] != 0 and load_relaxed(mine["enough_at"]) != NEVER)
+
+
+@nopython
+def keep_time(producer: int, waker: int, now_ns: int) -> int:
+    """Wake the waiter if an entry is there and his minimum wait is over: WOKEN. GATHERING: it will
+    be, within KEPT_NS; NOBODY: no more is to be done until something is published.
+
+    To be asked first after `wake_if_crossed`, which has the fence.
+    """
+    mine = waker_at(waker)[0]
+    enough_at = load_relaxed(mine["enough_at"])
+    if enough_at == NEVER:
+        return NOBODY
+    if producer_at(producer)[0]["position"] < load_relaxed(mine["enough_position"]):
+        return NOBODY
+    if now_ns >= enough_at:
+        wake(waker)
+        return WOKEN
+    return GATHERING if enough_at - now_ns <= KEPT_NS else NOBODY
+
+
+@nopython
+def _leave_time(consumer: int, waiter: int, min_wait_at_ns: int) -> bool:
+    """Leave the minimum wait to the producer, if he keeps time and it is short."""
+    mine = waiter_at(waiter)[0]
+    if mine["enough_at"] == 0 or min_wait_at_ns == NEVER:
+        return False
+    if min_wait_at_ns - monotonic_ns() > KEPT_NS:
+        return False
+    store_relaxed(mine["enough_position"], consumer_at(consumer)[0]["position"] + 1)
+    # SYNC POINT: stored before `arm`'s fence, as `wake_at` is; closes hole A for the first entry.
+    store_relaxed(mine["enough_at"], min_wait_at_ns)
+    return True
+
+
+@nopython
 def wait_n(
     consumer: int, waiter: int, n: int, min_wait_at_ns: int, deadline_ns: int, tick_at_ns: int
 ) -> int:
@@ -125,6 +180,7 @@ def wait_n(
     publish_head(consumer)  # Whoever sleeps holds no slot back from the producer.
     store_relaxed(mine["wake_kind"], WAKE_FUTEX)
     want = n
+    is_kept = n > 1 and _leave_time(consumer, waiter, min_wait_at_ns)
     while True:
         seen = load_acquire_32(mine["wake_seq"])  # Before arming: see hole B.
         if not arm(consumer, waiter, want):
@@ -144,7 +200,7 @@ def wait_n(
             reason = TICK
             break
         until = min(deadline_ns, tick_at_ns)
-        if want > 1:
+        if want > 1 and not (is_kept and not is_published(consumer, 0)):
             until = min(until, min_wait_at_ns)
         outcome = futex_wait(mine["wake_seq"], seen, until)
         if outcome != -EAGAIN:
@@ -153,6 +209,8 @@ def wait_n(
             reason = SIGNAL
             break
     disarm(waiter)
+    if is_kept:
+        store_relaxed(mine["enough_at"], NEVER)
     return reason
 
 

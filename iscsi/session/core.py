@@ -84,12 +84,12 @@ class SessionCore(procedures.Procedures):
     def __init__(self, engine: Engine, url: str | IscsiUrl, options: Options) -> None:
         self.url = parse_url(url) if isinstance(url, str) else url
         self.options = options
-        # Over RDMA there is no byte stream that this side could frame.
-        self.mode = pump.MOVER if self.url.is_iser else options.mode
         self.credentials = options.credentials or credentials_of(self.url)
         self.timeouts = options.first_timeouts
         self.engine = engine
         self.channel = engine.channel(RING, RING)
+        # Over RDMA there is no byte stream that this side could frame.
+        self.mode = pump.MOVER if self.url.is_iser else options.mode(self.channel.is_inline)
         self.worker = Worker(options.queue_depth)
         if self.mode == pump.MOVER:
             # Inline there is nobody to wake, and whoever waits for more leaves the target idle.

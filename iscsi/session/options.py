@@ -13,7 +13,6 @@ from iscsi.wire.keys import Proposal, SessionParams
 DEFAULT_INITIATOR: Final = "iqn.2026-01.org.ppe-runtime:initiator"
 DEPTH_MAX: Final = 256
 PLACEMENTS: Final = ("auto", "stream", "datamover")
-AUTO_PLACEMENT = "stream"  # what `auto` means
 AUTO_REGISTRATION: Final = "per-io"  # the same: docs/decisions/0018
 RECEIVE_MODES: Final = ("auto", *pump.MODE_NAMES)
 # We can relogin at once, so only the target's wish for a pause counts (the larger one is agreed).
@@ -95,10 +94,16 @@ class Timeouts:
             raise ValueError("ping_interval_s is a number from 0 on, ping_count at least 1")
 
 
+def auto_placement(is_inline: bool) -> str:
+    """Who frames PDUs where nobody says so: docs/decisions/0019."""
+    return "stream" if is_inline else "datamover"
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a session works. `placement` says who frames PDUs: this side over a byte stream
-    (`stream`), or the engine, with one event per SCSI command (`datamover`). `receive` chooses how
+    (`stream`; inline, and with `receive=`, the default), or the engine, with one event per SCSI
+    command (`datamover`; the default through an engine of another process). `receive` chooses how
     bytes come in over a stream (`host.pump`). Over a datamover a wait is for `coalesce` completions
     (0: half the queue depth, or 1 inline), or for one after `coalesce_us`. `command_bytes` is the
     most one SCSI command moves; `timeouts` and `recovery` are described there, `timeout_s` and
@@ -152,10 +157,13 @@ class Options:
         if self.isid is not None and not 0 <= self.isid < 1 << 48:
             raise ValueError("an ISID has 48 bits")
 
-    @property
-    def mode(self) -> int:
-        """The pump's mode. Above depth 1 `auto` is staged: docs/decisions/0002."""
-        placement = AUTO_PLACEMENT if self.placement == "auto" else self.placement
+    def mode(self, is_inline: bool) -> int:
+        """The pump's mode with an engine in this thread, or in a process of its own. Of a stream
+        `auto` is staged above depth 1: docs/decisions/0002.
+        """
+        placement = self.placement
+        if placement == "auto":
+            placement = "stream" if self.receive != "auto" else auto_placement(is_inline)
         if placement == "datamover":
             return pump.MOVER
         if self.receive != "auto":

@@ -109,6 +109,10 @@ def one_pass(engine: int) -> int:
     if mine["dirty_count"] > 0:
         work = events.step(engine)
         mark = account(engine, EVENTS, max(work, 1), mark, sampled)
+    if mine["gathering_count"] > 0:
+        work = events.keep_times(engine)
+        mark = account(engine, EVENTS, work, mark, sampled)
+        total += work
     if total > 0:
         _account_pass(engine, mark - start)
     return total
@@ -169,7 +173,8 @@ def idle(engine: int, until_ns: int, inline: bool) -> int:
     if mine["idle"] == SLEEP and mine["now"] - mine["last_work"] > mine["sleep_after"]:
         if (
             mine["receive_head"] == mine["receive_tail"]
-            and mine["transmit_head"] == (mine["transmit_tail"])
+            and mine["transmit_head"] == mine["transmit_tail"]
+            and mine["gathering_count"] == 0
         ):
             return sleep(engine, until_ns, inline)
     elif mine["idle"] == YIELD:

@@ -29,6 +29,8 @@ ENGINE: Final = record(
     Field("active_count", "<i8"),
     Field("dirty", "<i8"),  # channels with events to announce at the end of the pass
     Field("dirty_count", "<i8"),
+    Field("gathering", "<i8"),  # channels whose hosts' minimum wait the engine keeps
+    Field("gathering_count", "<i8"),
     Field("receive_ready", "<i8"),  # ring of endpoints
     Field("receive_head", "<i8"),
     Field("receive_tail", "<i8"),
@@ -84,7 +86,7 @@ ENGINE: Final = record(
     Field("staging_size", "<i8"),
     Field("post", "<i8"),
     Field("event", "<i8"),
-    size=512,
+    size=576,
 )
 
 CHANNEL_ROW: Final = record(
@@ -92,12 +94,13 @@ CHANNEL_ROW: Final = record(
     Field("client", "<i8"),  # 0: the row is free; 1: the control plane
     Field("active_at", "<i8"),  # place in `active`, or -1 while parked
     Field("dirty", "<i8"),
+    Field("gathering", "<i8"),
     Field("last_work", "<i8"),
     Field("doorbell", "<i8"),  # eventfd
     Field("dead", "<i8"),
     Field("endpoints", "<i8"),
     Field("privileged", "<i8"),
-    size=320,
+    size=384,
 )
 
 ENDPOINT: Final = record(

@@ -139,6 +139,7 @@ class EngineTables:
         limits, state = self.limits, self.engine[0]
         state["active"] = address_of(self._new(np.int32, limits.channels))
         state["dirty"] = address_of(self._new(np.int32, limits.channels))
+        state["gathering"] = address_of(self._new(np.int32, limits.channels))
         state["receive_ready"] = address_of(self._new(np.int32, limits.endpoints))
         state["transmit_ready"] = address_of(self._new(np.int32, limits.endpoints))
         state["wqe"] = address_of(self._new(WQE, SLOTS_PER_OPERATION_MAX))

@@ -71,6 +71,16 @@ def wait_n(consumer, waiter, n, min_wait_at_ns, deadline_ns, tick_at_ns):
     return wait.wait_n(consumer, waiter, n, min_wait_at_ns, deadline_ns, tick_at_ns)
 
 
+@entry("boolean(intp)")
+def is_time_kept(waker):
+    return wait.is_time_kept(waker)
+
+
+@entry("int64(intp, intp, int64)")
+def keep_time(producer, waker, now_ns):
+    return wait.keep_time(producer, waker, now_ns)
+
+
 @entry("boolean(intp, intp, int64)")
 def arm_eventfd(consumer, waiter, want):
     return wait.arm_eventfd(consumer, waiter, want)

@@ -16,6 +16,7 @@ from shm.layout import offset
 from shm.records import CHANNEL, NEVER, SLOT, SLOTS_PER_OPERATION_MAX, WAKER, WQE
 from shm.segment import map_descriptor
 from shm.view import address_of
+from shm.wait import GATHERING, NOBODY
 from tests.shm import doors
 from tests.shm.channel_doors import take
 
@@ -68,6 +69,15 @@ class Engine:
         done = doors.post_burst(producer, address_of(self.entries), len(numbers))
         assert done == len(numbers)
         return int(doors.wake_if_crossed(producer, self.at + E_WAKER))
+
+    def batch_and_keep_time(self, *numbers):
+        """The same, and then keep the time of whoever left it here. Return the wake-ups."""
+        woken = self.batch(*numbers)
+        producer, waker = self.at + E_PRODUCER, self.at + E_WAKER
+        found = GATHERING if not woken and doors.is_time_kept(waker) else NOBODY
+        while found == GATHERING:
+            found = doors.keep_time(producer, waker, time.monotonic_ns())
+        return f"{woken} {found}"
 
     def wake(self):
         """Wake without posting, as somebody who changes the state does."""

@@ -72,6 +72,11 @@ PROGRAMS = {
     "min-wait-3": partial(
         programs.waits, wants=[3], batches=[1, 1, 1], min_wait=1, clock_end=1, spurious=1
     ),
+    "kept-min-wait": partial(programs.kept_waits, wants=[2], batches=[1], clock_end=1),
+    "kept-min-wait-2": partial(programs.kept_waits, wants=[2, 1], batches=[1, 1, 1], clock_end=1),
+    "kept-min-wait-3": partial(
+        programs.kept_waits, wants=[3], batches=[1, 1], clock_end=1, spurious=1
+    ),
     "deadline": partial(programs.waits, wants=[2], batches=[1], deadline=1, clock_end=1),
     "close": partial(programs.closing, entries=1),
     "signal-then-close": partial(programs.closing, entries=2, signals=1),
@@ -201,7 +206,28 @@ MUTATIONS = {
     "wait_n keeps slots back": ("wait-with-lag", [drop(WAIT, "wait_n", "publish_head(")]),
     "the minimum wait is slept through": (
         "min-wait",
-        [drop(WAIT, "wait_n", "if want > 1:\n    until")],
+        [replace(WAIT, "wait_n", "min(until, min_wait_at_ns)", "until")],
+    ),
+    "no fence in arm, with the time kept": ("kept-min-wait", [drop(WAIT, "arm", "fence()")]),
+    "no fence in wake_if_crossed, with the time kept": (
+        "kept-min-wait",
+        [drop(WAIT, "wake_if_crossed", "fence()")],
+    ),
+    "the minimum wait is left to nobody": (
+        "kept-min-wait",
+        [drop(WAIT, "_leave_time", "store_relaxed(mine['enough_at']")],
+    ),
+    "whose time is kept does not look for an entry": (
+        "kept-min-wait",
+        [replace(WAIT, "wait_n", "not is_published(consumer, 0)", "True")],
+    ),
+    "the time that is kept is never over": (
+        "kept-min-wait",
+        [replace(WAIT, "keep_time", "now_ns >= enough_at", "now_ns > enough_at + 1")],
+    ),
+    "a wait that is over leaves its time behind": (
+        "kept-min-wait",
+        [drop(WAIT, "wait_n", "if is_kept")],
     ),
     "a signal is taken for the threshold": (
         "wait-1-spurious",

@@ -6,8 +6,8 @@ from shm import channel, counters, error_log, pool, records
 from shm.layout import CACHE_LINE, WRITER_SPAN, Field, describe, layout_hash, offset, record
 from shm.records import CHANNEL, CQE, SEGMENT_HEADER, SLOT, WQE
 
-GOLDEN_VERSION = 1
-GOLDEN_HASH = 5573304134587559252
+GOLDEN_VERSION = 2
+GOLDEN_HASH = 3327622044626904184
 GOLDEN = {
     "SLOT": """
         0 sequence int64
@@ -73,6 +73,8 @@ GOLDEN_CHANNEL = {
     "event_head": 384,
     "wake_at": 392,
     "wake_kind": 400,
+    "enough_at": 408,
+    "enough_position": 416,
     "wake_seq": 512,
     "state": 520,
 }
@@ -113,7 +115,11 @@ def test_an_entry_is_one_cache_line_that_begins_with_its_publication(entry):
 
 
 def test_words_of_different_writers_lie_on_different_line_pairs():
-    engine, host, wakers = ("work_head", "need_doorbell"), ("event_head", "wake_at"), ("wake_seq",)
+    engine, host, wakers = (
+        ("work_head", "need_doorbell"),
+        ("event_head", "enough_position"),
+        ("wake_seq",),
+    )
     pairs = [
         {offset(CHANNEL, name) // WRITER_SPAN for name in side} for side in (engine, host, wakers)
     ]

@@ -21,12 +21,23 @@ from shm.channel import (
     bind_host,
     channel_size,
     initialise,
+    leave_time,
 )
 from shm.layout import offset
 from shm.records import CHANNEL, NEVER, SLOT, STATE_CLOSING, STATE_DEAD, WAKE_EVENTFD
 from shm.segment import create
 from shm.view import address_of
-from shm.wait import DEADLINE, MIN_WAIT, PEER, REASON_NAMES, SIGNAL, THRESHOLD, TICK
+from shm.wait import (
+    DEADLINE,
+    MIN_WAIT,
+    NOBODY,
+    PEER,
+    REASON_NAMES,
+    SIGNAL,
+    THRESHOLD,
+    TICK,
+    WOKEN,
+)
 from tests.shm import doors
 from tests.shm.channel_doors import fill_and_submit, prepare
 from tests.shm.peer import DEADLINE_S, EVENT, WORK, until
@@ -125,6 +136,7 @@ def host(two_sides):
     for descriptor in (two_sides.eventfd, two_sides.bell):
         doors.eventfd_drain(descriptor)
     assert two_sides.shared["wake_at"][0] == NEVER, "a wait left itself armed"
+    assert two_sides.shared["enough_at"][0] == NEVER, "a wait left its time behind"
 
 
 def test_entries_that_are_there_end_the_wait_without_sleep_or_wake(host):
@@ -176,6 +188,42 @@ def test_after_the_minimum_wait_the_first_entry_wakes(host):
     assert host.wait(3, min_wait_ms=0) == MIN_WAIT
     assert host.answer() == "1"
     assert host.poll() == [1]
+
+
+@pytest.fixture
+def kept(host):
+    """The same whose engine keeps the time of short minimum waits."""
+    leave_time(host.at, host.segment.address)
+    yield host
+    waiter = host.state["waiter"]
+    waiter["enough_at"] = waiter["enough_position"] = 0
+
+
+def test_an_engine_ends_the_minimum_wait_that_was_left_to_it(kept):
+    kept.tell("asleep batch_and_keep_time 1")
+    assert kept.wait(3, min_wait_ms=1) == MIN_WAIT
+    assert kept.answer() == f"0 {WOKEN}"
+    assert kept.poll() == [1]
+
+
+def test_an_engine_that_keeps_time_wakes_at_the_number_before_it(kept):
+    kept.tell("asleep batch_and_keep_time 1 2 3")
+    assert kept.wait(3, min_wait_ms=1) == THRESHOLD
+    assert kept.answer() == f"1 {NOBODY}"
+    assert kept.poll() == [1, 2, 3]
+
+
+def test_who_finds_an_entry_keeps_the_time_himself(kept):
+    kept.ask("post 1")
+    assert kept.wait(3, min_wait_ms=1) == MIN_WAIT
+    assert kept.poll() == [1]
+
+
+def test_a_long_minimum_wait_is_not_left_to_the_engine(kept):
+    kept.tell("asleep batch_and_keep_time 1")
+    assert kept.wait(3, min_wait_ms=200) == MIN_WAIT
+    assert kept.answer() == f"0 {NOBODY}"
+    assert kept.poll() == [1]
 
 
 def test_a_deadline_ends_a_wait_that_nothing_came_for(host):

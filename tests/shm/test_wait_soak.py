@@ -5,7 +5,7 @@ import os
 import pytest
 
 from shm.jit import JIT_DISABLED
-from tests.soak import shm_doorbell_soak
+from tests.soak import shm_doorbell_soak, shm_kept_soak
 from tests.soak.shm_wait_soak import Options, soak
 
 pytestmark = pytest.mark.skipif(
@@ -35,6 +35,17 @@ def test_no_doorbell_is_lost(record_property):
     record_property("soak", found)
     assert found["outcome"] == "ok", found
     assert found["sleeps"] >= SLEEPS // 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_no_minimum_wait_that_was_left_to_the_producer_is_lost(record_property):
+    options = Options(sleeps=SLEEPS // 10, seconds_max=180, capacity=8, seed=3)
+    found = soak(options, shm_kept_soak.MODULE)
+    record_property("soak", found)
+    assert found["outcome"] == "ok", found
+    assert found["sleeps"] >= SLEEPS // 10
+    assert found["wakes"] > 0
 
 
 @pytest.mark.soak

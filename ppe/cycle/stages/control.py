@@ -147,7 +147,8 @@ def attach(engine: int, wqe: int) -> int:
     row["client"] = entry["arg2"]
     row["doorbell"] = entry["arg1"]
     row["active_at"] = NONE
-    # `dirty` stays: in this very pass the row may still be listed for the channel it was before.
+    # `dirty` and `gathering` stay: in this very pass the row may still be listed for the channel it
+    # was before.
     row["dead"] = 0
     row["endpoints"] = 0
     row["privileged"] = 1 if entry["flags"] & PRIVILEGED != 0 else 0

@@ -83,6 +83,6 @@ def _wait_until_gone(pid):
 @pytest.fixture(params=["inline:", "daemon", "datamover"])
 def engine_name(request, monkeypatch):
     """The placements: the caller's own thread; an engine that moves bytes, or SCSI commands."""
-    if request.param == "datamover":
-        monkeypatch.setattr(options, "AUTO_PLACEMENT", "datamover")
+    placement = "datamover" if request.param == "datamover" else "stream"
+    monkeypatch.setattr(options, "auto_placement", lambda is_inline: placement)
     return request.param if request.param == "inline:" else request.getfixturevalue("daemon")

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import iscsi
-from iscsi.session import options
 from iscsi.session.errors import OutOfRange
 from iscsi.session.options import Recovery
 from tests.iscsi.session.relay import relay_to
@@ -126,7 +125,6 @@ def test_what_cannot_be_one_transfer_is_refused(tgt, engine_name):
 
 def test_many_transfers_over_pieces_at_once_in_asyncio(tgt, daemon, monkeypatch):
     async def work(placement):
-        monkeypatch.setattr(options, "AUTO_PLACEMENT", placement)
         device = await iscsi.aopen(tgt.url, daemon, placement=placement, queue_depth=8)
         async with device:
             lengths = [600, 5000, 12, 3604, 9000, 216]

@@ -10,7 +10,7 @@ from typing import Any
 
 from shm.records import NEVER, STATE_DEAD, STATE_RUNNING, WAKE_FUTEX
 from shm.ring import WORDS
-from shm.wait import DEADLINE, MIN_WAIT, PEER, SIGNAL, THRESHOLD
+from shm.wait import DEADLINE, GATHERING, MIN_WAIT, PEER, SIGNAL, THRESHOLD
 from tests.shm.model.machine import Model, Ring, Thread
 from tests.shm.model.source import Mutation, Source
 from tests.shm.model.steps import (
@@ -29,6 +29,7 @@ from tests.shm.model.steps import (
 
 HEAD, NEED_DOORBELL, EVENT_HEAD = 0x100, 0x108, 0x110
 WAKE_AT, WAKE_KIND, WAKE_SEQ, STATE = 0x118, 0x120, 0x128, 0x130
+ENOUGH_AT, ENOUGH_POSITION, ALARM = 0x138, 0x140, 0x148
 SLOTS, EVENTS = 0x400, 0x800
 BELL, WAKE = 3, 4  # descriptors
 TRACKED = (1, 2)  # words of a slot's payload
@@ -45,6 +46,8 @@ NAMES = {
     WAKE_KIND: "wake_kind",
     WAKE_SEQ: "wake_seq",
     STATE: "state",
+    ENOUGH_AT: "enough_at",
+    ENOUGH_POSITION: "enough_position",
     EVENTFD + 8 * BELL: "bell",
     EVENTFD + 8 * WAKE: "wake eventfd",
 }
@@ -137,15 +140,18 @@ def two_threads(
     consume: Callable[[Private], Steps],
     words: dict[int, int] | None = None,
     tracked: tuple[int, ...] = TRACKED,
+    time_words: dict[str, int] | None = None,
     **more: Any,
 ) -> Model:
-    """A producer and a consumer of one ring."""
+    """A producer and a consumer of one ring; with `time_words` the one keeps the other's time."""
     producer = {
         PRODUCER: producer_record(capacity),
         WAKER: waker_record(),
         RINGER: ringer_record(),
     }
     consumer = {CONSUMER: consumer_record(capacity), WAITER: waiter_record()}
+    producer[WAKER].update(time_words or {})
+    consumer[WAITER].update(time_words or {})
     return Model(
         threads=[
             Thread("producer", produce, producer),
@@ -165,6 +171,17 @@ def at_most(wakes: int) -> Callable[[dict[str, Any], dict[int, int]], str | None
     def check(records: dict[str, Any], memory: dict[int, int]) -> str | None:
         spent = records["producer"]["waker"]["wakes"]
         return f"{spent} wake-ups where {wakes} do" if spent > wakes else None
+
+    return check
+
+
+def over(wakes: int) -> Callable[[dict[str, Any], dict[int, int]], str | None]:
+    """The check of `at_most`, and that no wait left its time behind."""
+    check_wakes = at_most(wakes)
+
+    def check(records: dict[str, Any], memory: dict[int, int]) -> str | None:
+        left = None if memory[ENOUGH_AT] == NEVER else "a wait left its time behind"
+        return left or check_wakes(records, memory)
 
     return check
 
@@ -333,6 +350,45 @@ def waits(
         sleeper(code, wants, capacity, min_wait, deadline),
         WAKE_WORDS,
         final=at_most(per_wait * len(wants)),
+        **more,
+    )
+
+
+def kept_waits(
+    code: Source,
+    wants: Iterable[int],
+    batches: Iterable[int],
+    capacity: int = 4,
+    min_wait: int = 1,
+    **more: Any,
+) -> Model:
+    """The same where the producer keeps the time of the minimum waits: nobody else ends them."""
+    wants, sizes = tuple(wants), tuple(batches)
+    is_time_kept, keep_time = code["wait.is_time_kept"], code["wait.keep_time"]
+    post, wake_if_crossed = code["ring.post"], code["wait.wake_if_crossed"]
+
+    def produce(private: Private) -> Steps:
+        number = 0
+        for size in sizes:
+            for _place in range(size):
+                number += 1
+                yield from fill_entry(number)
+                yield from post(PRODUCER, ENTRY, 1)
+            crossed = yield from wake_if_crossed(PRODUCER, WAKER)
+            if crossed or not (yield from is_time_kept(WAKER)):
+                continue
+            now = yield from PRIMITIVES["monotonic_ns"]()
+            while (yield from keep_time(PRODUCER, WAKER, now)) == GATHERING:
+                yield from PRIMITIVES["futex_wait"](ALARM, 0, min_wait)
+                now = min_wait
+
+    return two_threads(
+        capacity,
+        produce,
+        sleeper(code, wants, capacity, min_wait),
+        {**WAKE_WORDS, ENOUGH_AT: NEVER, ENOUGH_POSITION: 0, ALARM: 0},
+        final=over(2 * len(wants)),  # as of a minimum wait that the waiter keeps himself
+        time_words={"enough_at": ENOUGH_AT, "enough_position": ENOUGH_POSITION},
         **more,
     )
 
