@@ -216,9 +216,18 @@ def bare_server(core: int) -> Target:
 
 
 class Engine(Process):
-    """An engine's daemon in a run directory of its own; `directory` is where it is found."""
+    """An engine's daemon in a run directory of its own; `directory` is where it is found. Ready and
+    stopped when it is made, unless it is to be `awaited` later.
+    """
 
-    def __init__(self, directory: str, core: int | Collection[int], idle: str) -> None:
+    def __init__(
+        self,
+        directory: str,
+        core: int | Collection[int],
+        idle: str,
+        *,
+        awaited: bool = False,
+    ) -> None:
         cores = (core,) if isinstance(core, int) else core  # one engine on each
         self.directory, self.engine_name, self.idle = directory, f"{ENGINE_NAME}-{idle}", idle
         command = [sys.executable, "-m", "ppe", "up", "--name", self.engine_name]
@@ -232,6 +241,11 @@ class Engine(Process):
             "--json",
         ]
         super().__init__(f"engine --idle {idle}", command, -1, self.environment)
+        if not awaited:
+            self.await_ready()
+
+    def await_ready(self) -> None:
+        """Wait until it is, and stop it. Raises PeerFailed when it does not come to that."""
         try:
             self.read_object()
             self.halt()

@@ -74,6 +74,10 @@ class Peer:
         self.tell(order, **options)
         return self.answer()
 
+    def kill(self) -> None:
+        """End it at once, whatever it does; `close` it afterwards."""
+        self._process.kill()
+
     def close(self) -> None:
         """End it: by closing its stdin, and by killing it if that does not help."""
         assert self._process.stdin is not None

@@ -185,7 +185,7 @@ class Point:
     pinned: bool = _switch(PLACES, True, "hosts and target stay on a core each; engines always do")
     shared: bool = _switch(PLACES, False, "a core may have more than one of them")
     isolated: bool = _switch(PLACES, False, "engines want cores isolated from the scheduler")
-    engine_cores: str = _cores("cores of the engines")
+    engine_cores: str = _cores("cores of the engines: there is one on each")
     host_cores: str = _cores("cores of the hosts")
     target_cores: str = _cores("cores of the target")
 
@@ -200,8 +200,6 @@ class Point:
             found = replace(found, engines=0, engine_cores="", idle=IDLES[0])
         elif self.engine_cores:
             found = replace(found, engines=len(self.engine_cores.split(",")))
-        if self.host_cores and self.pinned:
-            found = replace(found, hosts=max(self.hosts, len(self.host_cores.split(","))))
         if found.wait_n and found.wait_n > found.depth:
             raise Impossible("wait_n", f"{found.wait_n} is more than the depth of {found.depth}")
         for key, is_wrong, why in _conflicts(found):
@@ -225,6 +223,7 @@ class Point:
 
 def _conflicts(p: Point) -> tuple[tuple[str, bool, str], ...]:
     """What cannot be together: the field to change, whether it is so, and why."""
+    named = len(p.host_cores.split(",")) if p.host_cores else 0
     over_rdma, is_inline = p.transport == "iser", p.placement == INLINE
     return (
         (
@@ -244,6 +243,11 @@ def _conflicts(p: Point) -> tuple[tuple[str, bool, str], ...]:
         ("engines", not is_inline and p.engines == 0, f"{p.placement} needs an engine: at least 1"),
         ("block_bytes", p.block_bytes % BLOCK != 0, f"{p.block_bytes} is no multiple of {BLOCK}"),
         ("span_bytes", p.span == 0, f"{p.span_bytes} has no room for {p.block_bytes} bytes"),
+        (
+            "host_cores",
+            named not in (0, p.hosts) and p.pinned,
+            f"{named} cores for {p.hosts} hosts: pinned, each has one; or say pinned = false",
+        ),
         ("hosts", p.hosts > p.sessions, f"{p.hosts} hosts share {p.sessions} sessions: each one"),
         (
             "write_percent",

@@ -6,8 +6,9 @@ start ends those that did.
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from bench.cores import pinned
@@ -20,6 +21,9 @@ from bench.reference_build import ReferenceMissing
 WORKER: Final = "bench.lab.worker"
 SPIN_ROUNDS: Final = 1 << 13  # some tenths of a millisecond; then a host that spins sleeps, too
 TGT_THREADS: Final = 1
+RECOVERY_S: Final = (
+    5.0  # a session that lost its target longer than this has failed, and so the run
+)
 
 
 class Unavailable(RuntimeError):
@@ -56,22 +60,32 @@ def started(point: Point, cores: Cores) -> Iterator[Running]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ppe-lab-"))
         engine = None
         if point.placement != INLINE:
-            engine = Engine(folder, cores.engine, point.idle)
+            engine = Engine(folder, cores.engine, point.idle, awaited=True)
             stack.callback(engine.close)
         places = engine.environment if engine is not None else quiet_environment()
-        hosts = []
+        hosts: list[Peer] = []
         for number in range(point.hosts):
             hosts.append(Peer(module=WORKER, environment=places))
             stack.callback(hosts[-1].close)
             hosts[-1].tell("prepare", cores=_cores_of(point, cores, number))
+        stack.push(partial(_kill_if_broken, hosts))  # Before they are closed: the last first.
         target = _target(point, cores, folder)
         stack.callback(target.close)
         target.process.pin_to(cores.target)
+        if engine is not None:  # It started beside the others.
+            engine.await_ready()
         for process in _stopped(target, engine):
             stack.enter_context(process.running())
         for host in hosts:
             host.answer()
         yield Running(target, engine, hosts)
+
+
+def _kill_if_broken(hosts: Sequence[Peer], kind: object, *_: object) -> None:
+    """Do not wait for loads of hosts whose run has ended with an error, or was interrupted."""
+    if kind is not None:
+        for host in hosts:
+            host.kill()
 
 
 def _stopped(target: Target, engine: Engine | None) -> list[Process]:
@@ -127,6 +141,7 @@ def _session(running: Running, point: Point, seed: int) -> dict[str, Any]:
             "command_bytes": max(point.block_bytes, BLOCK),
             "digests": point.digests,
             "immediate_data": point.immediate_data,
+            "recovery_s": RECOVERY_S,
         },
         "plan": {
             "blocks": point.block_bytes // BLOCK,

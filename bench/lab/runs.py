@@ -42,7 +42,9 @@ def perform(run: PlannedRun, experiment: str, timing: Timing, here: Machine) -> 
     try:
         cores = divide(run.point, here)
         found |= _measure(run, timing, cores)
-    except (Impossible, Unavailable) as error:
+    except Impossible as error:
+        found["reason"] = f"{error.key}: {error}"
+    except Unavailable as error:
         found["reason"] = str(error)
     except (PeerFailed, OperatorError, OSError, ValueError, ZeroDivisionError) as error:
         found |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}

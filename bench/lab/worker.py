@@ -5,6 +5,7 @@ it opened with it.
 """
 
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -85,10 +86,12 @@ class Session:
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Session options from what an order can hold."""
+    from iscsi.session.options import Recovery
     from iscsi.wire.keys import DIGEST_CRC32C, DIGEST_NONE, Proposal, SessionParams
 
     options = dict(given)
     digests, immediate = options.pop("digests"), options.pop("immediate_data")
+    recovery = Recovery(limit_s=options.pop("recovery_s"))
     crc, none = (DIGEST_CRC32C,), (DIGEST_NONE,)
     proposal = Proposal(
         SessionParams(
@@ -100,7 +103,12 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
         header_digest=crc if digests in ("header", "both") else none,
         data_digest=crc if digests in ("data", "both") else none,
     )
-    return {**options, "mpa_crc": digests == "both", "proposal": proposal}
+    return {
+        **options,
+        "mpa_crc": digests == "both",
+        "proposal": proposal,
+        "recovery": recovery,
+    }
 
 
 def _facts(result: Any, engine: tuple[dict[str, Any], dict[str, Any]] | None) -> dict[str, Any]:
@@ -168,6 +176,8 @@ ORDERS: Final[Mapping[str, Callable[..., Any]]] = {
 
 
 if __name__ == "__main__":
+    # Ctrl-C reaches all processes of a terminal; this one ends when the sweep lets go of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(ORDERS)
     if _sessions:
         close()
