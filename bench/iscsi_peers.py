@@ -177,13 +177,22 @@ def our_target(core: int, idle: str, placement: str, *, iser: bool = False) -> T
     where that engine serves READ and WRITE itself, "engine". With `iser` it has a portal for that,
     too, where the initiator says whether there is a CRC. Raises PeerFailed.
     """
+    return ready_target(start_target(core, idle, placement, iser=iser), idle, placement, iser=iser)
+
+
+def start_target(core: int, idle: str, placement: str, *, iser: bool = False) -> Process:
+    """The same, not waited for: `ready_target` does that."""
     command = [sys.executable, "-c", SERVE, "target", "serve", "--json"]
     command += ["--ram", str(LUN_BYTES), "--portal", "127.0.0.1:0"]
     command += ["--engine", f"inline:?idle={idle}"]
     command += ["--placement", placement]
     if iser:
         command += ["--iser", "127.0.0.1:0", "--no-mpa-crc"]
-    process = Process("our target", command, core, quiet_environment())
+    return Process("our target", command, core, quiet_environment())
+
+
+def ready_target(process: Process, idle: str, placement: str, *, iser: bool = False) -> Target:
+    """Wait until a target that was started so is ready, and stop it. Raises PeerFailed."""
     try:
         said = process.read_object()
         process.halt()

@@ -11,8 +11,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from bench.cores import pinned
-from bench.iscsi_peers import BLOCK, Engine, Process, Target, Tgt, our_target, quiet_environment
+from bench.iscsi_peers import (
+    BLOCK,
+    Engine,
+    Process,
+    Target,
+    Tgt,
+    quiet_environment,
+    ready_target,
+    start_target,
+)
 from bench.lab.partition import Cores
 from bench.lab.points import INLINE, Point
 from bench.peers import Peer
@@ -69,11 +77,9 @@ def started(point: Point, cores: Cores) -> Iterator[Running]:
             stack.callback(hosts[-1].close)
             hosts[-1].tell("prepare", cores=_cores_of(point, cores, number))
         stack.push(partial(_kill_if_broken, hosts))  # Before they are closed: the last first.
-        target = _target(point, cores, folder)
+        target = _target(point, cores, folder, engine)
         stack.callback(target.close)
         target.process.pin_to(cores.target)
-        if engine is not None:  # It started beside the others.
-            engine.await_ready()
         for process in _stopped(target, engine):
             stack.enter_context(process.running())
         for host in hosts:
@@ -98,16 +104,28 @@ def _cores_of(point: Point, cores: Cores, number: int) -> list[int]:
     return [cores.host[number % len(cores.host)]]
 
 
-def _target(point: Point, cores: Cores, folder: str) -> Target:
-    with pinned(-1):
-        if point.target == "tgt":
-            try:
-                return Tgt(folder, TGT_THREADS)
-            except ReferenceMissing as error:
-                raise Unavailable(str(error)) from error
-        is_iser = point.transport == "iser"
-        placement = "engine" if point.target == "engine" else "datamover" if is_iser else "stream"
-        return our_target(cores.target[0], point.target_idle, placement, iser=is_iser)
+def _target(point: Point, cores: Cores, folder: str, engine: Engine | None) -> Target:
+    """Start the target and wait for it; and for the engine, before that: ready, it would spin."""
+    if point.target == "tgt":
+        _await(engine)
+        try:
+            return Tgt(folder, TGT_THREADS)
+        except ReferenceMissing as error:
+            raise Unavailable(str(error)) from error
+    is_iser = point.transport == "iser"
+    placement = "engine" if point.target == "engine" else "datamover" if is_iser else "stream"
+    process = start_target(-1, point.target_idle, placement, iser=is_iser)
+    try:
+        _await(engine)
+    except BaseException:
+        process.close()
+        raise
+    return ready_target(process, point.target_idle, placement, iser=is_iser)
+
+
+def _await(engine: Engine | None) -> None:
+    if engine is not None:
+        engine.await_ready()
 
 
 def open_sessions(running: Running, point: Point, seed: int) -> None:
