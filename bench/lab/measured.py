@@ -38,6 +38,7 @@ class Readings:
     engines: Snapshots
     hardware: Mapping[str, float]
     missing_hardware: Mapping[str, str] = field(default_factory=dict)
+    core_hz: float = 0.0  # of the cores' clock, as far as it is known
 
     def sum(self, name: str) -> int:
         """A count of all sessions together."""
@@ -167,13 +168,14 @@ def _cpu(r: Readings) -> dict[str, Any]:
         "engine_empty_s": empty / 1e6,
         "engine_asleep_s": asleep / 1e6,
         # As the papers have it, of the initiator's side; its engine's empty polls are in it.
-        "cycles_per_bit": ours_ns / 1e9 * r.tsc_hz / bits if bits else None,
-        "total_cycles_per_bit": busy_ns / 1e9 * r.tsc_hz / bits if bits else None,
+        "cycles_per_bit": ours_ns / 1e9 * r.core_hz / bits if bits else None,
+        "total_cycles_per_bit": busy_ns / 1e9 * r.core_hz / bits if bits else None,
         "useful_cycles_per_bit": (
-            max(ours_ns / 1e9 - empty / 1e6, 0.0) * r.tsc_hz / bits if bits else None
+            max(ours_ns / 1e9 - empty / 1e6, 0.0) * r.core_hz / bits if bits else None
         ),
         "others_busy_share": max(cores_busy_s - busy_ns / 1e9, 0.0) / r.wall_s,
         "tsc_hz": r.tsc_hz,
+        "core_hz": r.core_hz,
     }
 
 

@@ -17,18 +17,21 @@ class Machine:
 
     usable: tuple[int, ...]
     isolated: frozenset[int] = frozenset()
+    no_frequency: str = "it was not looked at"  # why the clock cannot be set, or ""
 
     @classmethod
     def here(cls) -> "Machine":
         """This machine, as far as this process may use it."""
         import os
 
+        from bench.lab.frequency import refusal
         from ppe.partition import usable_cpus
         from ppe.topology import read_topology
 
         topology = read_topology()
         usable = usable_cpus(topology, frozenset(os.sched_getaffinity(0)))
-        return cls(tuple(sorted(usable)), frozenset(topology.isolated) & usable)
+        isolated = frozenset(topology.isolated) & usable
+        return cls(tuple(sorted(usable)), isolated, refusal(sorted(usable)))
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.usable))
@@ -62,6 +65,8 @@ class Cores:
 
 def divide(point: Point, machine: Machine) -> Cores:
     """Give every part of a run its cores. Raises Impossible, which names the field to change."""
+    if point.frequency_percent and machine.no_frequency:
+        raise Impossible("frequency_percent", machine.no_frequency)
     engine = _engine(point, machine)
     spinning = set(engine) if point.idle == "spin" else set()
     # An engine that gives its core up can share it, where there is no other.

@@ -185,6 +185,9 @@ class Point:
     pinned: bool = _switch(PLACES, True, "hosts and target stay on a core each; engines always do")
     shared: bool = _switch(PLACES, False, "a core may have more than one of them")
     isolated: bool = _switch(PLACES, False, "engines want cores isolated from the scheduler")
+    frequency_percent: int = _number(
+        PLACES, 0, "the clock of all its cores, of 100 of their highest (0: as it is)", 0, 100
+    )
     engine_cores: str = _cores("cores of the engines: there is one on each")
     host_cores: str = _cores("cores of the hosts")
     target_cores: str = _cores("cores of the target")

@@ -6,11 +6,14 @@ On a terminal a live line at the bottom; elsewhere a line for each run. All of i
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from bench.lab.plan import Plan, PlannedRun
 from bench.lab.points import Point
 from ppe import output
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ALWAYS: Final = ("placement", "transport", "operation", "block_bytes", "depth")
 
@@ -103,7 +106,7 @@ class Lines:
 class Live(Lines):
     """The same, and below it what runs now."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: "Console | None" = None) -> None:
         super().__init__()
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -114,7 +117,7 @@ class Live(Lines):
             TextColumn("{task.fields[left]} left, after"),
             TimeElapsedColumn(),
             TextColumn("{task.description}", markup=False),
-            console=Console(stderr=True),
+            console=console or Console(stderr=True),
             transient=True,
         )
         self._task: Any = None

@@ -8,6 +8,7 @@ import hashlib
 import platform
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Final
 from bench import machine
 from bench.harness import ROOT, tool_version
 from bench.iscsi_stages import snapshot_of
-from bench.lab import accounting, measured, processes
+from bench.lab import accounting, frequency, measured, processes
 from bench.lab.accounting import NOTHING, ProcessCounts
 from bench.lab.hardware import Counters
 from bench.lab.measured import Readings
@@ -71,11 +72,15 @@ def perform(run: PlannedRun, experiment: str, timing: Timing, here: Machine) -> 
 
 
 def _measure(run: PlannedRun, timing: Timing, cores: Cores) -> dict[str, Any]:
-    with processes.started(run.point, cores) as running:
+    with (
+        frequency.held(cores.all, run.point.frequency_percent) as core_hz,
+        processes.started(run.point, cores) as running,
+    ):
         processes.open_sessions(running, run.point, run.seed)
         if timing.warm_up_s:
             running.ask("run", seconds=timing.warm_up_s, start_ns=0)
         readings = _read_around(run, timing, cores, running)
+        readings = replace(readings, core_hz=core_hz or readings.tsc_hz)
         running.ask("close")
     if readings.operations == 0:
         reason = f"no command ended within {timing.measure_s:g} s: measure for longer"

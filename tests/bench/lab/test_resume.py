@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import bench.lab
 from bench.lab import Experiment, driver, result_files, runs
 from bench.lab.driver import Silent
 from bench.lab.partition import Machine
@@ -147,6 +148,14 @@ def test_the_estimate_learns_from_the_runs_that_were_made(performed, tmp_path):
     # Runs that take no time at all: each estimate is less than the one before by more than a run.
     assert told == sorted(told, reverse=True)
     assert told[-1] < told[0] / RUNS
+
+
+def test_python_runs_an_experiment_and_goes_on_with_it_by_two_calls(performed, tmp_path):
+    given = experiment(fixed={"shared": True}, sweep={"depth": [1, 2]})
+    assert set(bench.lab.run(given, tmp_path).values()) == {"done"}
+    assert bench.lab.run(given, tmp_path, resume_it=True) == {}
+    (tmp_path / "runs" / "0001.json").unlink()
+    assert bench.lab.run(given, tmp_path, resume_it=True) == {"0001": "done"}
 
 
 def test_every_file_of_a_set_is_json_of_this_schema(performed, tmp_path):
