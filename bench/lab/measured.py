@@ -164,6 +164,7 @@ def _cpu(r: Readings) -> dict[str, Any]:
         "total_busy_ns_per_op": busy_ns / r.operations,
         "initiator_busy_ns_per_op": ours_ns / r.operations,
         "engine_empty_share": empty / awake if awake else None,
+        "engine_presence": presence(r),
         "engine_useful_s": useful / 1e6,
         "engine_empty_s": empty / 1e6,
         "engine_asleep_s": asleep / 1e6,
@@ -171,7 +172,7 @@ def _cpu(r: Readings) -> dict[str, Any]:
         "cycles_per_bit": ours_ns / 1e9 * r.core_hz / bits if bits else None,
         "total_cycles_per_bit": busy_ns / 1e9 * r.core_hz / bits if bits else None,
         "useful_cycles_per_bit": (
-            max(ours_ns / 1e9 - empty / 1e6, 0.0) * r.core_hz / bits if bits else None
+            max(ours_ns / 1e9 - empty / 1e6 * presence(r), 0.0) * r.core_hz / bits if bits else None
         ),
         "others_busy_share": max(cores_busy_s - busy_ns / 1e9, 0.0) / r.wall_s,
         "tsc_hz": r.tsc_hz,
@@ -211,6 +212,21 @@ def _reasons(r: Readings) -> dict[str, int]:
 
 def _grown(r: Readings, name: str) -> float:
     return sum(float(after[name]) - float(before[name]) for before, after in r.engines)
+
+
+def presence(r: Readings) -> float:
+    """Of the time in which the engines were not asleep, the share in which they had a core.
+
+    Their accounts are of the time-stamp counter, which runs on while others have the core.
+    """
+    asleep_s = _grown(r, "asleep_us") / 1e6
+    if r.point.placement == INLINE:
+        cpu_ns = _host(r).cpu_ns
+        there_s = sum(float(load["seconds"]) for load in r.loads) - asleep_s
+    else:
+        cpu_ns = r.processes["engine"].cpu_ns
+        there_s = (_grown(r, "useful_us") + _grown(r, "empty_us")) / 1e6
+    return min(cpu_ns / 1e9 / there_s, 1.0) if there_s > 0 else 1.0
 
 
 def _counter(r: Readings, name: str) -> int:
@@ -260,13 +276,15 @@ def layers(r: Readings) -> dict[str, float | None]:
     rows = _stage_rows(r)
 
     def stages(names: Sequence[str]) -> float:
-        return sum(rows[name]["cycles"] for name in names if name in rows) / r.operations
+        cycles = sum(rows[name]["cycles"] for name in names if name in rows)
+        return cycles * present / r.operations
 
+    present = presence(r)
     queues, wire = stages(QUEUE_STAGES), stages(WIRE_STAGES)
-    empty = _grown(r, "empty_us") / 1e6 * cycles_per_s
+    empty = _grown(r, "empty_us") / 1e6 * present * cycles_per_s
     host = _host(r).cpu_ns / 1e9 * cycles_per_s
     if r.point.placement == INLINE:
-        # The engine's accounts run on while its thread is not on the core: never below zero.
+        # All of it is estimated from two clocks: never below zero.
         host = max(host - queues - wire - empty, 0.0)
     target = r.processes["target"].cpu_ns / 1e9 * cycles_per_s
     idle_s = sum(times.idle_s for times in cores.values())
