@@ -5,6 +5,7 @@ cores for is for `bench.lab.partition` to say.
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
@@ -18,6 +19,7 @@ from ppe.topology import parse_cpu_list
 
 MIB: Final = 1 << 20
 SESSIONS_MAX: Final = 64
+DIGITS_MAX: Final = 5  # of a core's number
 WORKLOAD: Final = "workload"
 PLACES: Final = "partition"
 INLINE: Final = "inline"
@@ -77,7 +79,7 @@ class Rule:
         if self.kind == "word" and value not in self.choices:
             raise ValueError
         if self.kind == "cores":
-            return ",".join(map(str, sorted(parse_cpu_list(str(value))))) if value else ""
+            return _cores_of(str(value))
         if self.kind == "size":
             value = parse_size(str(value))
         if self.kind in ("number", "size", "rate") and not self.low <= value <= self.high:
@@ -97,6 +99,16 @@ class Rule:
         near = difflib.get_close_matches(str(value), self.choices, 1)
         meant = f"; did you mean {near[0]!r}?" if near else ""
         return f"{value!r} is not possible: expected {self.allowed}{meant}"
+
+
+def _cores_of(text: str) -> str:
+    """A list of cores in one way of writing it. Raises ValueError, also for one of no cores."""
+    if any(len(number) > DIGITS_MAX for number in re.findall(r"\d+", text)):
+        raise ValueError
+    found = sorted(parse_cpu_list(text)) if text else []
+    if text and not found:
+        raise ValueError
+    return ",".join(map(str, found))
 
 
 def _word(table: str, default: str, help: str, choices: tuple[str, ...]) -> Any:
@@ -161,7 +173,12 @@ class Point:
     wait_us: int = _number(
         WORKLOAD, 100, "after which one completion is enough for it", 0, 1_000_000
     )
-    wait_mode: str = _word(WORKLOAD, "sleep", "what a host without work does", ("sleep", "spin"))
+    wait_mode: str = _word(
+        WORKLOAD,
+        "sleep",
+        "what a host without work does; with an engine, spin polls for a moment and then sleeps",
+        ("sleep", "spin"),
+    )
     registration: str = _word(
         WORKLOAD, AUTO, "how buffers are opened over iSER", (AUTO, *REGISTRATIONS)
     )
@@ -169,8 +186,8 @@ class Point:
     target: str = _word(
         PLACES,
         "engine",
-        "the target: ours whose own engine serves READ and WRITE (engine), ours that moves them "
-        "through its Python side's pump (inline), or tgtd (tgt)",
+        "the target: ours whose own engine serves READ and WRITE (engine), ours whose engine moves "
+        "bytes and whose server does the rest (inline), or tgtd (tgt)",
         ("engine", "inline", "tgt"),
     )
     target_idle: str = _word(PLACES, "sleep", "what our target without work does", IDLES)

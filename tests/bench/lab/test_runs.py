@@ -16,6 +16,7 @@ import ppe.cycle.services.rdma  # noqa: F401 - the same
 from bench.lab import Experiment, plan, runs
 from bench.lab.partition import Machine
 from bench.lab.spec import Timing
+from bench.reference_build import ReferenceMissing
 from tests.bench.lab.trees import descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.pinned, pytest.mark.timeout(300)]
@@ -31,6 +32,9 @@ CASES = {
     "datamover iser": {"placement": "datamover", "transport": "iser", "operation": "write"},
     "two engines": {"engines": 2, "idle": "sleep", "sessions": 2, "hosts": 1, "depth": 4},
     "two hosts": {"placement": "inline", "sessions": 3, "hosts": 2, "depth": 4},
+    "spinning": {"placement": "inline", "wait_mode": "spin", "target_idle": "spin"},
+    "host spins": {"wait_mode": "spin", "idle": "sleep", "target_on": "engine"},
+    "roaming": {"placement": "inline", "pinned": False, "target_on": "any"},
     "open loop": {"placement": "datamover", "rate_per_s": 200},
 }
 STAGES = {
@@ -175,6 +179,14 @@ def test_a_rate_beyond_capacity_is_refused_with_what_was_done_instead():
     assert found["measured"]["latency_ns"]["p50"] > TIMING.measure_s * 1e9 / 10
 
 
+def test_one_command_is_a_run_and_its_percentiles_but_the_middle_are_not_told():
+    found = perform(Timing(1, 0, 0.02), placement="inline", rate_per_s=0.001, depth=1)
+    latency = found["measured"]["latency_ns"]
+    assert found["measured"]["operations"] == latency["count"] == 1  # the one due at once
+    assert latency["p50"] is not None
+    assert (latency["p90"], latency["p99"], latency["p999"]) == (None, None, None)
+
+
 def test_a_run_whose_target_dies_has_failed_and_says_so(monkeypatch):
     whole = runs.processes.open_sessions
 
@@ -188,3 +200,20 @@ def test_a_run_whose_target_dies_has_failed_and_says_so(monkeypatch):
     assert found["status"] == "failed"
     assert found["measured"] is None
     assert "PeerFailed" in found["reason"]
+
+
+@pytest.mark.interop("tgtd", "tgtadm")
+def test_tgtd_can_be_the_target():
+    found = perform(placement="inline", target="tgt")
+    assert (found["status"], found["reason"]) == ("done", None)
+    assert found["measured"]["operations"] > 0
+    assert "tgtd" in found["not_measured"]["stages.target"]
+
+
+def test_a_run_that_wants_what_is_not_installed_is_refused_with_its_name(monkeypatch):
+    def missing(folder, threads):
+        raise ReferenceMissing("tgtd is not installed")
+
+    monkeypatch.setattr(runs.processes, "Tgt", missing)
+    found = perform(placement="inline", target="tgt")
+    assert (found["status"], found["reason"]) == ("refused", "tgtd is not installed")
