@@ -123,6 +123,7 @@ class Experiment:
             sweep={name: values for name, values in swept.items() if name not in short.fixed},
             together=short.together or self.together,
             short=None,
+            text="",  # That is of the long form.
         )
 
     def candidates(self, machine: Machine) -> list[Candidate]:
@@ -136,12 +137,12 @@ class Experiment:
                 point = _point(values)
                 refusal = ""
             except Impossible as error:
-                raise ConfigError(f"{self.name}: {error.key}: {error}", _at(values)) from error
+                raise ConfigError(f"{self._where(error.key)}: {error}", _at(values)) from error
             try:
                 divide(point, machine)
             except Impossible as error:
                 if self.impossible == REFUSE:
-                    raise ConfigError(f"{self.name}: {error.key}: {error}", _at(values)) from error
+                    raise ConfigError(f"{self._where(error.key)}: {error}", _at(values)) from error
                 refusal = f"{error.key}: {error}"
             found.setdefault(point, Candidate(point, refusal))
         if all(candidate.refusal for candidate in found.values()):
@@ -154,6 +155,14 @@ class Experiment:
                 "sweep over fewer values",
             )
         return list(found.values())
+
+    def _where(self, key: str) -> str:
+        """The field to change, and its line in the file where there is one."""
+        lines = key_lines(self.text)
+        paths: list[tuple[str | int, ...]] = [("sweep", key), (points.RULES[key].table, key)]
+        paths += [("together", number, key) for number in range(len(self.together))]
+        found = [lines[path] for path in paths if path in lines]
+        return f"{self.name}, line {found[0]}: {key}" if found else f"{self.name}: {key}"
 
     def _combinations(self) -> Iterator[dict[str, Any]]:
         axes: list[list[dict[str, Any]]] = [

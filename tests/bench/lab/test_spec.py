@@ -41,7 +41,7 @@ depth = [8]
 
 
 def read(text):
-    return Experiment.from_text(text, "mine.toml")
+    return Experiment.from_text(text, "mine.toml", default_name="mine")
 
 
 def faults_of(text):
@@ -179,6 +179,22 @@ def test_values_that_do_not_go_together_are_refused_before_anything_runs(fixed, 
         experiment.candidates(FOUR)
     assert caught.value.message.startswith(f"mine: {key}: ")
     assert f"{next(iter(fixed))} = " in caught.value.hint or "shared = " in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("[workload]\ndepth = 1\nwait_n = 2\n", "mine, line 3: wait_n: "),
+        ("[sweep]\nwait_n = [99]\n", "mine, line 2: wait_n: "),
+        ("[[together]]\ndepth = [1]\nwait_n = [9]\n", "mine, line 3: wait_n: "),
+        ("[sweep]\nengines = [9]\n", "mine, line 2: engines: "),
+        ("", "mine: shared: "),  # what is missing has no line
+    ],
+)
+def test_what_does_not_go_together_is_told_with_the_line_to_change(text, where):
+    with pytest.raises(ConfigError) as caught:
+        read(text).candidates(TWO)
+    assert caught.value.message.startswith(where)
 
 
 def test_a_value_that_cannot_be_is_refused_from_python_too():
