@@ -23,15 +23,13 @@ from bench.iscsi_peers import (
 )
 from bench.lab.partition import Cores
 from bench.lab.points import INLINE, Point
-from bench.peers import Peer
+from bench.peers import ANSWER_TIMEOUT_S, Peer
 from bench.reference_build import ReferenceMissing
 
 WORKER: Final = "bench.lab.worker"
 SPIN_ROUNDS: Final = 1 << 13  # some tenths of a millisecond; then a host that spins sleeps, too
 TGT_THREADS: Final = 1
-RECOVERY_S: Final = (
-    5.0  # a session that lost its target longer than this has failed, and so the run
-)
+RECOVERY_S: Final = 5.0  # a session without its target for longer has failed, and so the run
 
 
 class Unavailable(RuntimeError):
@@ -55,10 +53,14 @@ class Running:
         return found
 
     def ask(self, order: str, **options: Any) -> list[Any]:
-        """Give every host an order at the same time; their answers, in order. Raises PeerFailed."""
+        """Give every host an order at the same time; their answers, in order. Raises PeerFailed.
+
+        An order that lasts `seconds` is waited for that much longer.
+        """
+        patience_s = ANSWER_TIMEOUT_S + float(options.get("seconds", 0.0))
         for host in self.hosts:
             host.tell(order, **options)
-        return [host.answer() for host in self.hosts]
+        return [host.answer(patience_s) for host in self.hosts]
 
 
 @contextlib.contextmanager

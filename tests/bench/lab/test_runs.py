@@ -187,6 +187,21 @@ def test_one_command_is_a_run_and_its_percentiles_but_the_middle_are_not_told():
     assert (latency["p90"], latency["p99"], latency["p999"]) == (None, None, None)
 
 
+def test_a_long_run_is_waited_for_as_long_as_it_takes():
+    waited = []
+
+    class Host:
+        def tell(self, order, **options):
+            assert (order, options) == ("run", {"seconds": 3600.0, "start_ns": 1})
+
+        def answer(self, timeout_s):
+            waited.append(timeout_s)
+
+    running = runs.processes.Running(None, None, [Host(), Host()])
+    running.ask("run", seconds=3600.0, start_ns=1)
+    assert min(waited) > 3600
+
+
 def test_a_run_whose_target_dies_has_failed_and_says_so(monkeypatch):
     whole = runs.processes.open_sessions
 
