@@ -28,6 +28,7 @@ from bench.lab.processes import Running, Unavailable
 from bench.lab.result_files import SCHEMA
 from bench.lab.spec import Timing
 from bench.peers import PeerFailed
+from host.errors import HostError
 from ppe.errors import OperatorError
 from shm.clock import cycles_per_ns
 
@@ -47,7 +48,7 @@ def perform(run: PlannedRun, experiment: str, timing: Timing, here: Machine) -> 
         found["reason"] = f"{error.key}: {error}"
     except Unavailable as error:
         found["reason"] = str(error)
-    except (PeerFailed, OperatorError, OSError, ValueError, ZeroDivisionError) as error:
+    except (PeerFailed, OperatorError, HostError, OSError, ValueError) as error:
         found |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
     used = cores.all if cores is not None else ()
     return {
