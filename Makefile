@@ -14,6 +14,8 @@ PYTEST := $(PYTHON) -m pytest
 PLAIN_TESTS = $(wildcard tests/shm tests/iscsi/wire tests/ppe/rnic)
 # The compiled tests in two halves of about the same length: what lies here, and everything else.
 ONE_HALF := tests/iscsi tests/host
+# Where `make experiments` keeps its results; with INTO= it goes on with a set that was interrupted.
+RESULTS = $(or $(INTO),bench/results/lab/$(shell date +%F-%H%M%S))
 BENCHMARKS := queue wait engine rdma iscsi iser
 
 # What `make test` and `make check` make beside each other, two at a time (JOBS=1: one after the
@@ -27,7 +29,7 @@ BESIDE = MAKE='$(MAKE)' JOBS=$(JOBS) SET_UP=yes .ci/beside
 
 .PHONY: help setup setup-bench venv system-packages demo compile check test test-fast test-plain test-compiled \
 	test-one-half test-other-half lint soak fuzz conformance conformance-all guest-image test-guest test-rdma \
-	bench bench-calls lock clean
+	bench bench-calls experiments lock clean
 
 help: ## list the targets
 	awk -F ':[^#]*## ' '/^[a-z-]+:[^#]*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -198,6 +200,23 @@ bench: setup-bench ## every benchmark with its references; results in bench/resu
 
 bench-calls: setup-bench ## what one call costs as Python sees it (pytest-benchmark)
 	$(PYTEST) bench/calls --benchmark-only -o 'python_files=bench_*.py' -o timeout=0
+
+# What failed does not keep the others from running, nor the page from being made.
+experiments: setup-bench ## the built-in experiments in their short form, and a page of them (INTO=DIR)
+	into='$(RESULTS)' failed=
+	for file in bench/lab/experiments/*.toml; do
+		name=$$(basename "$$file" .toml)
+		if [ -e "$$into/$$name/plan.json" ]; then
+			$(PYTHON) -m ppe experiment run "$$into/$$name" --resume || failed+=" $$name"
+		else
+			$(PYTHON) -m ppe experiment run "$$name" --short --into "$$into/$$name" || failed+=" $$name"
+		fi
+	done
+	$(PYTHON) -m ppe experiment report "$$into"
+	if [ -n "$$failed" ]; then
+		echo "runs failed in:$$failed; again: make experiments INTO=$$into" >&2
+		exit 1
+	fi
 
 # Needs uv (any recent version). Hashes are of every file of a release, so one lock serves every
 # platform; the lock names no index.

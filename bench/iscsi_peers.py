@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -94,7 +94,10 @@ class Process:
 
     def pin(self, core: int) -> None:
         """Put all its threads on `core`; negative: on every CPU this process may use."""
-        cores = {core} if core >= 0 else os.sched_getaffinity(0)
+        self.pin_to({core} if core >= 0 else os.sched_getaffinity(0))
+
+    def pin_to(self, cores: Collection[int]) -> None:
+        """Put all its threads on these cores."""
         for task in Path(f"/proc/{self.pid}/task").iterdir():
             with contextlib.suppress(ProcessLookupError):  # a thread that just ended
                 os.sched_setaffinity(int(task.name), cores)
@@ -174,13 +177,22 @@ def our_target(core: int, idle: str, placement: str, *, iser: bool = False) -> T
     where that engine serves READ and WRITE itself, "engine". With `iser` it has a portal for that,
     too, where the initiator says whether there is a CRC. Raises PeerFailed.
     """
+    return ready_target(start_target(core, idle, placement, iser=iser), idle, placement, iser=iser)
+
+
+def start_target(core: int, idle: str, placement: str, *, iser: bool = False) -> Process:
+    """The same, not waited for: `ready_target` does that."""
     command = [sys.executable, "-c", SERVE, "target", "serve", "--json"]
     command += ["--ram", str(LUN_BYTES), "--portal", "127.0.0.1:0"]
     command += ["--engine", f"inline:?idle={idle}"]
     command += ["--placement", placement]
     if iser:
         command += ["--iser", "127.0.0.1:0", "--no-mpa-crc"]
-    process = Process("our target", command, core, _quiet_environment())
+    return Process("our target", command, core, quiet_environment())
+
+
+def ready_target(process: Process, idle: str, placement: str, *, iser: bool = False) -> Target:
+    """Wait until a target that was started so is ready, and stop it. Raises PeerFailed."""
     try:
         said = process.read_object()
         process.halt()
@@ -213,13 +225,36 @@ def bare_server(core: int) -> Target:
 
 
 class Engine(Process):
-    """An engine's daemon in a run directory of its own; `directory` is where it is found."""
+    """An engine's daemon in a run directory of its own; `directory` is where it is found. Ready and
+    stopped when it is made, unless it is to be `awaited` later.
+    """
 
-    def __init__(self, directory: str, core: int, idle: str) -> None:
+    def __init__(
+        self,
+        directory: str,
+        core: int | Collection[int],
+        idle: str,
+        *,
+        awaited: bool = False,
+    ) -> None:
+        cores = (core,) if isinstance(core, int) else core  # one engine on each
         self.directory, self.engine_name, self.idle = directory, f"{ENGINE_NAME}-{idle}", idle
         command = [sys.executable, "-m", "ppe", "up", "--name", self.engine_name]
-        command += ["--cpu", str(core), "--idle", idle, "--force", "--foreground", "--json"]
+        command += [
+            "--cpu",
+            ",".join(map(str, cores)),
+            "--idle",
+            idle,
+            "--force",
+            "--foreground",
+            "--json",
+        ]
         super().__init__(f"engine --idle {idle}", command, -1, self.environment)
+        if not awaited:
+            self.await_ready()
+
+    def await_ready(self) -> None:
+        """Wait until it is, and stop it. Raises PeerFailed when it does not come to that."""
         try:
             self.read_object()
             self.halt()
@@ -231,7 +266,7 @@ class Engine(Process):
     def environment(self) -> Mapping[str, str]:
         """Where its socket and its lock lie."""
         places = ("PPE_RUNTIME_DIR", "PPE_CPU_LOCK_DIR")
-        return MappingProxyType(dict.fromkeys(places, self.directory) | dict(_quiet_environment()))
+        return MappingProxyType(dict.fromkeys(places, self.directory) | dict(quiet_environment()))
 
     @contextlib.contextmanager
     def findable(self) -> Iterator[str]:
@@ -253,7 +288,7 @@ def _dies_with_us() -> list[str]:
     return [program, "--pdeathsig", "KILL", "--"] if program else []
 
 
-def _quiet_environment() -> Mapping[str, str]:
+def quiet_environment() -> Mapping[str, str]:
     """Children find the packages where this process did, whatever directory it is in."""
     root = str(Path(__file__).parent.parent)
     path = os.environ.get("PYTHONPATH")

@@ -53,16 +53,16 @@ def watching(handle: Any) -> Iterator[EngineTimes]:
     """Account what the engine of a handle does inside the block; a daemon's or an inline one."""
     segments = handle.accounts()
     try:
-        found = EngineTimes([_snapshot(segment.array) for segment in segments])
+        found = EngineTimes([snapshot_of(segment.array) for segment in segments])
         yield found
-        found.after = [_snapshot(segment.array) for segment in segments]
+        found.after = [snapshot_of(segment.array) for segment in segments]
     finally:
         if not getattr(handle, "inline", False):
             for segment in segments:
                 segment.close()
 
 
-def _snapshot(array: Any) -> dict[str, Any]:
+def snapshot_of(array: Any) -> dict[str, Any]:
     """The accounts in a mapped segment, which says itself how many rows it has."""
     start = -(-SEGMENT_HEADER.itemsize // 128) * 128
     info = array[start : start + ENGINE_INFO.itemsize].view(ENGINE_INFO)[0]

@@ -6,7 +6,7 @@ the descriptors it inherited. The one rule: it ends when stdin does.
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from bench.cores import pinned
@@ -111,16 +111,21 @@ ORDERS: Final[dict[str, Callable[..., Any]]] = {
 }
 
 
-def main() -> None:
-    """Serve orders until stdin ends."""
+def serve(orders: Mapping[str, Callable[..., Any]]) -> None:
+    """Do what each line asks, until stdin ends."""
     for line in sys.stdin:
         order = json.loads(line)
         try:
-            reply = {"done": ORDERS[order.pop("order")](**order)}
+            reply = {"done": orders[order.pop("order")](**order)}
         except Exception as error:
             reply = {"failed": f"{type(error).__name__}: {error}"}
         sys.stdout.write(json.dumps(reply) + "\n")
         sys.stdout.flush()
+
+
+def main() -> None:
+    """Serve orders until stdin ends."""
+    serve(ORDERS)
     for engine in _engines:
         engine.close()
     for side in _sides.values():

@@ -6,14 +6,15 @@ forked, and gets shared memory by inherited descriptors alone.
 
 import contextlib
 import json
+import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 ANSWER_TIMEOUT_S: Final = 180  # a first order may compile
-PYTHON: Final = (sys.executable, "-m", "bench.peer")
+MODULE: Final = "bench.peer"
 
 
 class PeerFailed(RuntimeError):
@@ -21,16 +22,24 @@ class PeerFailed(RuntimeError):
 
 
 class Peer:
-    """The other process. Give orders with `tell` and fetch each answer with `answer`."""
+    """The other process. Give orders with `tell` and fetch each answer with `answer`. `module` is
+    what it runs: one that calls `bench.peer.serve`.
+    """
 
-    def __init__(self, descriptors: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        descriptors: Sequence[int] = (),
+        module: str = MODULE,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._process = subprocess.Popen(
-            PYTHON,
+            (sys.executable, "-m", module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=tuple(descriptors),
             text=True,
             bufsize=1,
+            env={**os.environ, **(environment or {})},
         )
 
     @property
@@ -64,6 +73,10 @@ class Peer:
         """Send an order and wait for its answer."""
         self.tell(order, **options)
         return self.answer()
+
+    def kill(self) -> None:
+        """End it at once, whatever it does; `close` it afterwards."""
+        self._process.kill()
 
     def close(self) -> None:
         """End it: by closing its stdin, and by killing it if that does not help."""

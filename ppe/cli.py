@@ -37,6 +37,7 @@ PLUGIN_HELP: Final = {
     "iscsi": "list, inspect, read, write and measure iSCSI LUNs",
     "target": "serve iSCSI LUNs",
     "bench": "measure queues, waits, engines and iSCSI",
+    "experiment": "compare SMP with AMP and other settings here",
 }
 
 

@@ -9,6 +9,7 @@ from iscsi.wire.port import QUEUE
 from iscsi.wire.sense import ScsiStatus, SenseKey
 from shm.layout import Field, offset, record
 from shm.view import opener
+from shm.wait import REASON_NAMES
 
 SENSE_MAX: Final = 252
 SENSE_ROOM: Final = 256
@@ -74,7 +75,9 @@ WORKER: Final = record(
     Field("replay_count", "<i8"),
     Field("replays_used", "<i8"),
     Field("jobs", QUEUE),  # those with something left to submit
-    size=256,
+    # How often a wait ended for each reason (`shm.wait`), in the order of their numbers.
+    *(Field(f"ended_{name}", "<i8") for name in REASON_NAMES.values()),
+    size=320,
 )
 # A command to be submitted again.
 REPLAY: Final = record(
@@ -111,6 +114,7 @@ JOB_SIZE: Final = JOB.itemsize + SENSE_ROOM
 JOB_CDB: Final = offset(JOB, "cdb0")
 WORKER_CDB: Final = offset(WORKER, "cdb0")
 WORKER_JOBS: Final = offset(WORKER, "jobs")
+WORKER_ENDED: Final = offset(WORKER, f"ended_{REASON_NAMES[1]}")
 
 COMMAND: Final = 0
 BLOCKS: Final = 1

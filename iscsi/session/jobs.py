@@ -44,6 +44,7 @@ from iscsi.session.job_records import (
     VACANT,
     WORKER,
     WORKER_CDB,
+    WORKER_ENDED,
     WORKER_JOBS,
     job_at,
     part_at,
@@ -70,7 +71,7 @@ from iscsi.wire.initiator_task import KIND_SCSI, fail_all, task_at
 from iscsi.wire.port import EVENTS, first, is_empty, pop, port_at, push
 from iscsi.wire.runs import RUN_SIZE, run_at
 from shm.jit import nopython
-from shm.memory import copy_bytes
+from shm.memory import copy_bytes, load_64, store_64
 from shm.records import NEVER, cqe_at
 from shm.wait import DEADLINE, PEER, SIGNAL, TICK
 
@@ -338,6 +339,8 @@ def wait(worker: int, deadline_ns: int, tick_at_ns: int, now_ns: int) -> int:
             min_wait_at = now_ns + hot["coalesce_ns"]
     hot["waits"] += 1
     reason = native.wait_n(hot["context"], n, min_wait_at, deadline_ns, tick_at_ns)
+    ended = worker + WORKER_ENDED + 8 * (reason - 1)
+    store_64(ended, load_64(ended) + 1)
     if reason in (TICK, SIGNAL):
         return LOOK
     if reason == DEADLINE:

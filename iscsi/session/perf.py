@@ -34,7 +34,8 @@ class WrongData(SessionError):
 class LoadPlan:
     """What to do: `blocks` a command, `write_percent` of them writes, for `seconds` after
     `warm_up_s`, at `rate` a second (0: as fast as the queue depth allows). `verify` writes the
-    whole span first, and checks every block read. `span_blocks` 0 is the whole device.
+    whole span first, and checks every block read. `span_blocks` 0 is the whole device. `seed` makes
+    random addresses the same every time (0: others each time).
     """
 
     blocks: int = 8
@@ -46,6 +47,7 @@ class LoadPlan:
     first_lba: int = 0
     span_blocks: int = 0
     rate: float = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.write_percent <= 100:
@@ -58,7 +60,10 @@ class LoadPlan:
 
 @dataclass(slots=True)
 class LoadResult:
-    """What was done in `seconds`. `cpu_s` is this process's; `waits` are those that may sleep."""
+    """What was done in `seconds`. `cpu_s` is this process's; `waits` are those that may sleep, and
+    `wait_ends` says how often one ended for which reason. `behind` are commands that were due at a
+    fixed rate and had not been sent at the end; `late_ns` is how long the oldest had been due.
+    """
 
     seconds: float = 0.0
     reads: int = 0
@@ -68,6 +73,10 @@ class LoadResult:
     cpu_s: float = 0.0
     waits: int = 0
     sleeps: int = 0
+    doorbells: int = 0
+    wait_ends: dict[str, int] = field(default_factory=dict)
+    behind: int = 0
+    late_ns: int = 0
     read_latency: Histogram = field(default_factory=Histogram)
     write_latency: Histogram = field(default_factory=Histogram)
 
@@ -98,7 +107,7 @@ class Load:
         self._failure = aligned_zeros(jobs.JOB_SIZE)
         self._size = plan.blocks * device.block_size
         self._buffer = device.alloc(self._size * self._depth)
-        self._random = secrets.randbits(60)
+        self._random = plan.seed or secrets.randbits(60)
         self._places = span // plan.blocks
 
     @property
@@ -196,8 +205,10 @@ class Load:
     def _measure(self, result: LoadResult) -> LoadResult:
         core = self.device.session.core
         before, waits = core.channel.counts, core.worker.hot("waits")
+        ends = core.worker.wait_ends
         usage, start = resource.getrusage(resource.RUSAGE_SELF), monotonic_ns()
-        self._go(int(self.plan.seconds * 1e9))
+        stop = start + int(self.plan.seconds * 1e9)
+        self._go(stop - start)
         end, after = monotonic_ns(), resource.getrusage(resource.RUSAGE_SELF)
         state = self._state
         result.seconds = (end - start) / 1e9
@@ -206,7 +217,15 @@ class Load:
         result.verified_blocks = result.reads * self.plan.blocks if self.plan.verify else 0
         result.cpu_s = after.ru_utime + after.ru_stime - usage.ru_utime - usage.ru_stime
         result.waits = core.worker.hot("waits") - waits
-        result.sleeps = core.channel.counts["sleeps"] - before["sleeps"]
+        counts = core.channel.counts
+        result.sleeps = counts["sleeps"] - before["sleeps"]
+        result.doorbells = counts["doorbells"] - before["doorbells"]
+        found = core.worker.wait_ends
+        result.wait_ends = {name: found[name] - ends[name] for name in found}
+        if interval := int(state["interval_ns"]):
+            # Of what fell due before the time was over: those who wait for their answers wait too.
+            result.late_ns = max(stop - int(state["due_ns"]), 0)
+            result.behind = -(-result.late_ns // interval)
         return result
 
     def close(self) -> None:

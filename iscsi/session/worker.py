@@ -26,6 +26,7 @@ from iscsi.wire.initiator_task import (
 from iscsi.wire.port import build_queue
 from iscsi.wire.sequencing import distance
 from shm.view import address_of, window
+from shm.wait import REASON_NAMES
 
 COALESCE_NS: Final = 1_000_000
 SPARE_TASKS: Final = 8  # for pings, logout and task management, above the queue depth
@@ -65,6 +66,11 @@ class Worker:
     def hot(self, name: str) -> int:
         """One word of the WORKER record."""
         return int(self.record[name])
+
+    @property
+    def wait_ends(self) -> dict[str, int]:
+        """How often a wait ended for each reason."""
+        return {name: self.hot(f"ended_{name}") for name in REASON_NAMES.values()}
 
     def attach(self, context: int, endpoint: int, conn: int, pump: int) -> None:
         """Work over this connection from here on."""

@@ -82,6 +82,11 @@ class Table:
         self._known: set[str] = set()
         self.faults, self.path = faults, path
 
+    @property
+    def contents(self) -> dict[str, Any]:
+        """Everything in it, as it was read; for tables whose keys are not known by name."""
+        return dict(self._values)
+
     def fault(self, key: str, what: str) -> None:
         """Note a fault of one key, or with "" of the table."""
         self.faults.add((*self.path, key) if key else self.path, what)

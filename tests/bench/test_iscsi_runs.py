@@ -122,3 +122,23 @@ def test_a_closed_loop_s_command_begins_when_it_is_sent(paced):
 def test_a_rate_that_is_none_is_refused(rate):
     with pytest.raises(ValueError, match="commands a second"):
         LoadPlan(rate=rate)
+
+
+@pytest.mark.slow
+@pytest.mark.interop("gcc")
+@pytest.mark.parametrize("rate", [0, 200, 50_000_000])
+def test_a_load_says_how_its_waits_ended_and_how_far_behind_its_rate_it_is(bare, rate):
+    with blockdev.open(bare.url, "inline:?idle=sleep", queue_depth=4) as device:
+        load = Load(device, LoadPlan(seconds=0.1, warm_up_s=0, random=True, rate=rate, seed=7))
+        try:
+            result = load.run()
+        finally:
+            load.close()
+    assert sum(result.wait_ends.values()) == result.waits
+    assert (result.behind > 0) == (result.late_ns > 0)
+    if rate == 0:
+        assert result.behind == 0
+    if rate == 50_000_000:
+        # Five million were due, and each that was not sent is counted.
+        assert result.commands + result.behind >= 0.1 * rate - 1
+        assert result.behind > result.commands
