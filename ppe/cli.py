@@ -37,6 +37,7 @@ PLUGIN_HELP: Final = {
     "iscsi": "list, inspect, read, write and measure iSCSI LUNs",
     "target": "serve iSCSI LUNs",
     "bench": "measure queues, waits, engines and iSCSI",
+    "advise": "recommend a split of the cores from what was measured",
 }
 
 
