@@ -68,7 +68,8 @@ def point(fields: Mapping[str, Any], names: Iterable[str]) -> str:
     for name in names:
         if name in fields:
             shown = value(name, fields[name])
-            words.append(shown if name in PLAIN else f"{field(name)} {shown}")
+            head, _, unit = field(name).removesuffix(")").partition(" (")
+            words.append(shown if name in PLAIN else f"{head} {shown} {unit}".rstrip())
     return ", ".join(words)
 
 

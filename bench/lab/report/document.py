@@ -12,6 +12,7 @@ from typing import Final
 
 from bench.lab import labels
 
+ALONE: Final = "all runs"  # the label of a series that needs none
 KINDS: Final = ("lines", "bars", "grid")
 
 

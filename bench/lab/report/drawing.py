@@ -6,17 +6,20 @@ too, and each series has a mark of its own besides.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
 from importlib.util import find_spec
 from typing import Any, Final
 
 from bench.lab import labels
-from bench.lab.report.document import Figure, Panel, Series
+from bench.lab.report.document import ALONE, Figure, Panel, Series
 
 # Okabe and Ito's palette, dark enough on white; yellow is left out.
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00")
 MARKS: Final = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES: Final = ("", "///", "...", "xx", "\\\\\\", "++", "oo")
+LINES: Final = ("-", "--", "-.", ":")
+DODGE_POINTS: Final = 1.8
 FORMATS: Final = ("svg", "png")
 HOW_TO: Final = "pip install 'ppe-runtime[plot]'"
 LOG_SPAN: Final = 8  # of a wider range than this x is logarithmic
@@ -54,16 +57,24 @@ def draw(figure: Figure, kind: str = "svg") -> bytes:
     with matplotlib.rc_context(settings):
         across = min(len(figure.panels), 2)
         down = -(-len(figure.panels) // across)
-        size = _size(figure, across, down)
-        canvas = Canvas(figsize=size, layout="constrained")
+        canvas = Canvas(figsize=_size(figure, across, down), layout="constrained")
         FigureCanvasAgg(canvas)
-        axes = list(canvas.subplots(down, across, squeeze=False).ravel())
-        for axis, panel in zip(axes, figure.panels, strict=False):
-            _DRAW[figure.kind](axis, figure, panel)
+        # One scale for all panels: what stands beside each other is there to be compared.
+        axes = list(canvas.subplots(down, across, squeeze=False, sharey=True).ravel())
+        looks = _looks(figure)
+        for at, (axis, panel) in enumerate(zip(axes, figure.panels, strict=False)):
+            _DRAW[figure.kind](axis, figure, panel, looks)
             axis.set_title(panel.title, fontsize=9.5, loc="left")
+            if at % across == 0 and figure.kind != "grid":
+                axis.set_ylabel(figure.y_label)
         for axis in axes[len(figure.panels) :]:
             axis.set_axis_off()
-        _legend(canvas, axes, figure)
+        if figure.kind == "grid":
+            bar = canvas.colorbar(axes[0].collections[0], ax=axes, label=figure.y_label, aspect=30)
+            if bar.solids is not None:  # else they are an image within the SVG
+                bar.solids.set(rasterized=False, edgecolor="face")
+        else:
+            _legend(canvas, axes, looks)
         out = io.BytesIO()
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type")) if kind == "svg" else None
         canvas.savefig(out, format=kind, dpi=150, metadata=metadata)
@@ -71,48 +82,71 @@ def draw(figure: Figure, kind: str = "svg") -> bytes:
 
 
 def inline_svg(figure: Figure) -> str:
-    """The drawing as an element to stand within a page: no prolog, a label for who cannot see."""
+    """The drawing as an element to stand within a page among others: no prolog, ids of its own."""
     text = draw(figure, "svg").decode()
-    return re.sub(r"\A.*?(?=<svg)", "", text, flags=re.DOTALL).replace(
-        "<svg ", '<svg role="img" ', 1
-    )
+    text = text[text.index("<svg") :]
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{figure.name}-", text)
+    label = f'<svg role="img" aria-label="{escape(figure.alt, quote=True)}" '
+    return text.replace("<svg ", label, 1)
 
 
 def _size(figure: Figure, across: int, down: int) -> tuple[float, float]:
-    width = 7.2 if across == 1 else 10.0
     if figure.kind == "grid":
-        return (4.6 * across, 3.2 * down)
-    series = max(len(panel.series) for panel in figure.panels)
-    return width, 3.1 * down + 0.22 * -(-series // 2)
+        return 4.2 * across + 0.8, 2.9 * down
+    series = len(_looks(figure))
+    return (7.2 if across == 1 else 10.0), 3.1 * down + 0.22 * -(-series // 2)
 
 
-def _draw_lines(axis: Any, figure: Figure, panel: Panel) -> None:
+def _looks(figure: Figure) -> dict[str, int]:
+    """A place in the palette for each label, the same in every panel."""
+    names = (series.label for panel in figure.panels for series in panel.series)
+    return {name: at for at, name in enumerate(dict.fromkeys(names))}
+
+
+def _draw_lines(axis: Any, figure: Figure, panel: Panel, looks: Mapping[str, int]) -> None:
+    from matplotlib.transforms import ScaledTranslation
+
     for at, series in enumerate(panel.series):
-        look = _look(at)
         if series.cited:
             axis.plot(series.x, series.y, "D", mfc="white", color="#555555", label=series.label)
             continue
+        look = looks[series.label]
+        # Aside by a point or two, so that whiskers at the same x do not hide each other.
+        aside = (at - (len(panel.series) - 1) / 2) * DODGE_POINTS / 72
+        shift = ScaledTranslation(aside, 0, axis.figure.dpi_scale_trans)
         axis.errorbar(
             series.x,
             series.y,
             yerr=_errors(series),
-            marker=MARKS[at % len(MARKS)],
+            marker=MARKS[look % len(MARKS)],
             markersize=4.5,
             linewidth=1.3,
+            linestyle=LINES[look % len(LINES)],
             capsize=3,
             elinewidth=1,
             label=series.label,
-            color=look,
+            color=_colour(look),
+            transform=axis.transData + shift,
         )
-    places = sorted({float(x) for series in panel.series for x in series.x})
-    if places[0] > 0 and places[-1] / places[0] >= LOG_SPAN:
-        axis.set_xscale("log", base=2)
-    _x_ticks(axis, figure, places)
+    _x_scale(axis, figure, panel)
     axis.set_xlabel(figure.x_label)
-    axis.set_ylabel(figure.y_label)
-    axis.set_ylim(bottom=0)
+    drawn = [series for each in figure.panels for series in each.series]
+    axis.set_ylim(0, 1.06 * max(high for series in drawn for high in series.high or series.y))
     if figure.reference is not None:
         axis.axhline(figure.reference, color="#555555", linewidth=0.8, linestyle="--")
+
+
+def _x_scale(axis: Any, figure: Figure, panel: Panel) -> None:
+    places = sorted({float(x) for series in panel.series for x in series.x})
+    first, last = places[0], places[-1]
+    if first > 0 and last / first >= LOG_SPAN:
+        axis.set_xscale("log", base=2)
+        room = (last / first) ** 0.04
+        axis.set_xlim(first / room, last * room)
+    else:
+        room = 0.04 * (last - first or 1)
+        axis.set_xlim(first - room, last + room)
+    _x_ticks(axis, figure, places)
 
 
 def _x_ticks(axis: Any, figure: Figure, places: Sequence[float]) -> None:
@@ -124,7 +158,7 @@ def _x_ticks(axis: Any, figure: Figure, places: Sequence[float]) -> None:
     axis.minorticks_off()
 
 
-def _draw_bars(axis: Any, figure: Figure, panel: Panel) -> None:
+def _draw_bars(axis: Any, figure: Figure, panel: Panel, looks: Mapping[str, int]) -> None:
     groups = list(dict.fromkeys(x for series in panel.series for x in series.x))
     width = 0.8 / len(panel.series)
     for at, series in enumerate(panel.series):
@@ -140,8 +174,8 @@ def _draw_bars(axis: Any, figure: Figure, panel: Panel) -> None:
             series.y,
             width * 0.92,
             yerr=_errors(series),
-            color=_look(at),
-            hatch=HATCHES[at % len(HATCHES)],
+            color=_colour(looks[series.label]),
+            hatch=HATCHES[looks[series.label] % len(HATCHES)],
             edgecolor="white",
             linewidth=0.5,
             error_kw={"capsize": 3, "elinewidth": 1, "ecolor": "#222222"},
@@ -156,13 +190,13 @@ def _draw_bars(axis: Any, figure: Figure, panel: Panel) -> None:
     )
     axis.tick_params(axis="x", length=0)
     axis.set_xlabel(figure.x_label)
-    axis.set_ylabel(figure.y_label)
     if figure.reference is not None or any(low < 0 for s in panel.series for low in s.low):
         axis.axhline(figure.reference or 0.0, color="#555555", linewidth=0.8)
 
 
-def _draw_grid(axis: Any, figure: Figure, panel: Panel) -> None:
-    """A field of cells, each with its median and its spread in figures."""
+def _draw_grid(axis: Any, figure: Figure, panel: Panel, _: Mapping[str, int]) -> None:
+    """A field of cells, each with its median and its spread in figures; one scale of colours."""
+    everything = [y for each in figure.panels for series in each.series for y in series.y]
     columns = list(dict.fromkeys(x for series in panel.series for x in series.x))
     cells = [[float("nan")] * len(columns) for _ in panel.series]
     words: dict[tuple[int, int], str] = {}
@@ -173,8 +207,11 @@ def _draw_grid(axis: Any, figure: Figure, panel: Panel) -> None:
             words[row, column] = (
                 f"{labels.number(y)}\n[{labels.number(low)}, {labels.number(high)}]"
             )
-    shown = axis.imshow(cells, cmap="cividis", aspect="auto", origin="lower")
-    middle = sum(shown.get_clim()) / 2
+    across = [at - 0.5 for at in range(len(columns) + 1)]
+    up = [at - 0.5 for at in range(len(panel.series) + 1)]
+    shown = axis.pcolormesh(across, up, cells, cmap="cividis", edgecolors="white", linewidth=1)
+    shown.set_clim(min(everything), max(everything))
+    middle = (min(everything) + max(everything)) / 2
     for (row, column), text in words.items():
         bright = cells[row][column] > middle
         colour = "black" if bright else "white"
@@ -183,23 +220,19 @@ def _draw_grid(axis: Any, figure: Figure, panel: Panel) -> None:
     axis.set_yticks(range(len(panel.series)), [series.label for series in panel.series])
     axis.grid(visible=False)
     axis.set_xlabel(figure.x_label)
-    axis.figure.colorbar(shown, ax=axis, label=figure.y_label)
 
 
-def _legend(canvas: Any, axes: Sequence[Any], figure: Figure) -> None:
-    """One legend below for all panels that share their series, else one in each."""
-    if figure.kind == "grid":
+def _legend(canvas: Any, axes: Sequence[Any], looks: Mapping[str, int]) -> None:
+    """One legend below for all panels, in the order of the palette."""
+    if list(looks) == [ALONE]:
         return
-    sets = {tuple(series.label for series in panel.series) for panel in figure.panels}
-    if len(sets) == 1:
-        names = next(iter(sets))
-        if len(names) > 1 or names[0] != "all runs":
-            handles, words = axes[0].get_legend_handles_labels()
-            columns = 1 if max(map(len, words)) > 45 else min(len(words), 3)
-            canvas.legend(handles, words, loc="outside lower center", ncols=columns)
-        return
-    for axis in axes[: len(figure.panels)]:
-        axis.legend(fontsize=8)
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    columns = 1 if max(map(len, looks)) > 45 else min(len(looks), 3)
+    canvas.legend(
+        [handles[n] for n in looks], list(looks), loc="outside lower center", ncols=columns
+    )
 
 
 def _errors(series: Series) -> tuple[list[float], list[float]]:
@@ -208,7 +241,7 @@ def _errors(series: Series) -> tuple[list[float], list[float]]:
     return below, above
 
 
-def _look(at: int) -> str:
+def _colour(at: int) -> str:
     return COLOURS[at % len(COLOURS)]
 
 

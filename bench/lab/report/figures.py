@@ -11,7 +11,7 @@ from typing import Any, Final
 from bench.lab import labels, statistics
 from bench.lab.answers import WORKLOAD
 from bench.lab.metrics import METRICS, Metric
-from bench.lab.report.document import Figure, Panel, Raw, Series, slug
+from bench.lab.report.document import ALONE, Figure, Panel, Raw, Series, slug
 from bench.lab.results import Results, Run, Value, varying
 from bench.lab.statistics import Interval
 
@@ -117,19 +117,30 @@ def spread_words(used: Sequence[Spot]) -> str:
 def generic(results: Results) -> list[Wanted]:
     """The figures of an experiment nobody knows: x is the swept field, lines the second one.
 
-    The x of a line is the numeric field with most values; where there is none, bars.
+    Fields count in the order in which the experiment's file sweeps them; x is the first that is a
+    number, or the one with most values where the file does not say. Without any there are bars.
     """
     swept = varying(results.done)
-    numeric = {
-        name: values
-        for name, values in swept.items()
-        if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    }
+    named = [name for name in _sweeps(results.spec.get("sweep")) if name in swept]
+    order = [*named, *(name for name in swept if name not in named)]
+    numeric = [name for name in order if all(map(_is_number, swept[name]))]
     if not numeric:
         return [Wanted(m, "placement", kind="bars") for m in ("iops", "p50", "total_cpu")]
-    x = max(numeric, key=lambda name: len(numeric[name]))
-    lines = tuple(name for name in swept if name != x)[:1]
+    first = [name for name in numeric if name in named]
+    x = first[0] if first else max(numeric, key=lambda name: len(swept[name]))
+    lines = tuple(name for name in order if name != x)[:1]
     return [Wanted(m, x, lines) for m in ("iops", "throughput", "p50", "p99", "total_cpu")]
+
+
+def _sweeps(found: Any) -> list[str]:
+    """The fields a file sweeps: of one table, or of several in turn."""
+    if isinstance(found, list):
+        return [name for each in found for name in _sweeps(each)]
+    return list(found) if isinstance(found, Mapping) else []
+
+
+def _is_number(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _lines(there: Sequence[Spot], wanted: Wanted) -> tuple[list[Series], list[Spot]]:
@@ -153,7 +164,7 @@ def _lines(there: Sequence[Spot], wanted: Wanted) -> tuple[list[Series], list[Sp
     series = []
     for found in groups.values():
         found.sort(key=lambda spot: spot.point[wanted.x])
-        label = labels.point(found[0].point, telling) or "all runs"
+        label = labels.point(found[0].point, telling) or ALONE
         series.append(_series(label, [float(spot.point[wanted.x]) for spot in found], found))
     return sorted(series, key=lambda each: _smp_first(each.label)), kept
 

@@ -118,7 +118,6 @@ def _figure(figure: Figure, number: int) -> str:
     numbers = _table(figure.table())
     if not drawing.available():
         return f'<figure id="f{number}">{numbers}{caption}{kept}</figure>'
-    label = f'<svg aria-label="{escape(figure.alt, quote=True)}" '
-    picture = drawing.inline_svg(figure).replace("<svg ", label, 1)
+    picture = drawing.inline_svg(figure)
     folded = f"<details><summary>The numbers</summary>{numbers}</details>"
     return f'<figure id="f{number}">{picture}{caption}{folded}{kept}</figure>'

@@ -26,6 +26,7 @@ from bench.lab.results import Results, Run, flat
 
 ROWS_MAX: Final = 60  # a longer table is for a program: the raw data stand beside each figure
 COLUMNS: Final = ("iops", "throughput", "p50", "p99", "host_cpu", "total_cpu", "cycles_per_bit")
+ANSWERED: Final = ("iops", "host_cpu", "total_cpu", "p50", "p99")
 METHOD: Final = (
     "Every point ran several times, interleaved with all others in a seeded order, so that a drift "
     "of the machine meets all of them alike. Values are medians over repeats. Intervals are exact "
@@ -85,6 +86,8 @@ def _answer(sets: Sequence[Results]) -> Section:
         any_answer = True
         where = f"In {results.experiment}: " if len(sets) > 1 else ""
         section.blocks.append(Paragraph(where + answers.headline(found), strong=True))
+        shown = [metric for metric in ANSWERED if _any(found, metric)]
+        section.blocks.append(Bullets(tuple(answers.summary(found, m) for m in shown)))
     if not any_answer:
         section.blocks.append(Paragraph(answers.headline([]), strong=True))
     if not drawing.available():
@@ -175,7 +178,7 @@ def _cores(run: Run) -> str:
 
 
 def _duel_blocks(duels: Sequence[answers.Duel]) -> list[Block]:
-    metrics = [m for m in ("iops", "host_cpu", "total_cpu", "p50", "p99") if _any(duels, m)]
+    metrics = [metric for metric in ANSWERED if _any(duels, metric)]
     rows = []
     for duel in duels:
         cells = []
@@ -194,8 +197,7 @@ def _duel_blocks(duels: Sequence[answers.Duel]) -> list[Block]:
         tuple(rows[:ROWS_MAX]),
         frozenset(range(3, len(headings))),
     )
-    said = tuple(answers.summary(duels, metric) for metric in metrics)
-    return [Paragraph(answers.headline(duels), strong=True), Bullets(said), table]
+    return [table]
 
 
 def _any(duels: Sequence[answers.Duel], metric: str) -> bool:
