@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from bench.lab import labels, statistics
 from bench.lab.metrics import COMPARED, METRICS
-from bench.lab.results import Results, Run, Value, varying
+from bench.lab.results import Results, Run, Value, telling
 from bench.lab.statistics import Interval
 
 # What has to be done, as against how it is done.
@@ -79,7 +79,7 @@ def duels(results: Results) -> list[Duel]:
     """Every asymmetric point with its symmetric counterpart; none where the set has only one."""
     points = list(results.points().values())
     symmetric = [runs for runs in points if runs[0].smp]
-    names = list(varying(results.done))
+    names = list(telling(results.done))
     found = []
     for amp in (runs for runs in points if not runs[0].smp):
         rivals = [runs for runs in symmetric if _workload(runs[0]) == _workload(amp[0])]

@@ -12,7 +12,7 @@ from typing import Any
 from bench.lab import labels, statistics
 from bench.lab.answers import by_repeat
 from bench.lab.metrics import COMPARED, METRICS, Metric
-from bench.lab.results import Point, Results, Run, flat, varying
+from bench.lab.results import Point, Results, Run, flat, telling
 from bench.lab.statistics import Interval
 
 MACHINE_FACTS = ("cpu_model", "cpus", "kernel", "isolated", "hypervisor", "python")
@@ -92,7 +92,7 @@ def compare(before: Results, after: Results, metrics: Sequence[str] = COMPARED) 
     """Compare two sets by these metrics. A metric that a side lacks at a point has no row there."""
     shared = _fields(before) & _fields(after)
     old, new = _matched(before, shared), _matched(after, shared)
-    names = list(varying([*before.done, *after.done]))
+    names = list(telling([*before.done, *after.done]))
     found = Comparison(str(before.directory), str(after.directory))
     found.differences = _differences(before, after)
     for key, runs in old.items():

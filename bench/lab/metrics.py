@@ -48,6 +48,7 @@ _ALL: Final = (
     Metric(
         "throughput", "throughput_bytes_per_s", "throughput", "MB/s", 1e-6, less_is_better=False
     ),
+    Metric("mean", "latency_ns.mean", "mean latency", "µs", 1e-3),
     Metric("p50", "latency_ns.p50", "median latency", "µs", 1e-3),
     Metric("p99", "latency_ns.p99", "99th percentile of latency", "µs", 1e-3),
     Metric("host_cpu", "cpu.host_cpu_ns_per_op", "host CPU per operation", "µs", 1e-3),

@@ -32,6 +32,8 @@ NEEDED: Final[Mapping[str, type]] = {
     "point": dict,
     "status": str,
 }
+# The fields that others follow from; the first two never follow from anything.
+LEADERS: Final = ("placement", "transport", "operation")
 SMP: Final = "inline"  # the placement in which the caller's own thread does the engine's work
 
 Value = str | int | float | bool | None
@@ -289,6 +291,32 @@ def varying(runs: Sequence[Run]) -> dict[str, list[Value]]:
             values.setdefault(name, {})[value] = None
     found = {name: list(each) for name, each in values.items() if len(each) > 1}
     return {name: _in_order(each) for name, each in found.items()}
+
+
+def telling(runs: Sequence[Run], by: str = "") -> dict[str, list[Value]]:
+    """The fields that tell these runs apart, without those that follow from another.
+
+    A field follows from the placement, the operation, the transport or `by` when each value of it
+    goes with one value of the field alone: an inline run has no engine, a read writes nothing.
+    """
+    found = varying(runs)
+    leaders = [name for name in (by, *LEADERS) if name in found]
+
+    def follows(name: str) -> bool:
+        if name == by or name in LEADERS[:2]:
+            return False
+        givers = [by] if name in LEADERS else leaders
+        return any(_decides(runs, giver, name) for giver in givers if giver in found)
+
+    return {name: values for name, values in found.items() if not follows(name)}
+
+
+def _decides(runs: Sequence[Run], giver: str, name: str) -> bool:
+    given: dict[Value, set[Value]] = {}
+    for run in runs:
+        point = flat(run.raw["point"])
+        given.setdefault(point.get(giver), set()).add(point.get(name))
+    return all(len(values) == 1 for values in given.values())
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:

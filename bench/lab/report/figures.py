@@ -12,7 +12,7 @@ from bench.lab import labels, statistics
 from bench.lab.answers import WORKLOAD
 from bench.lab.metrics import METRICS, Metric
 from bench.lab.report.document import ALONE, Figure, Panel, Raw, Series, slug
-from bench.lab.results import Results, Run, Value, varying
+from bench.lab.results import Results, Run, Value, telling, varying
 from bench.lab.statistics import Interval
 
 LINES_MAX: Final = 6  # of more in one panel nobody tells the colours apart
@@ -120,7 +120,7 @@ def generic(results: Results) -> list[Wanted]:
     Fields count in the order in which the experiment's file sweeps them; x is the first that is a
     number, or the one with most values where the file does not say. Without any there are bars.
     """
-    swept = varying(results.done)
+    swept = telling(results.done)
     named = [name for name in _sweeps(results.spec.get("sweep")) if name in swept]
     order = [*named, *(name for name in swept if name not in named)]
     numeric = [name for name in order if all(map(_is_number, swept[name]))]
@@ -145,7 +145,7 @@ def _is_number(value: Value) -> bool:
 
 def _lines(there: Sequence[Spot], wanted: Wanted) -> tuple[list[Series], list[Spot]]:
     """A line for each combination of all other fields that has at least two places on x."""
-    names = [n for n in varying([spot.runs[0] for spot in there]) if n != wanted.x]
+    names = [n for n in telling([spot.runs[0] for spot in there], wanted.x) if n != wanted.x]
     ordered = [
         *(n for n in wanted.lines if n in names),
         *(n for n in names if n not in wanted.lines),
@@ -159,19 +159,19 @@ def _lines(there: Sequence[Spot], wanted: Wanted) -> tuple[list[Series], list[Sp
     if not groups:
         raise NoFigure(f"no two runs differ in {wanted.x} alone")
     kept = [spot for found in groups.values() for spot in found]
-    telling = [n for n in ordered if n in varying([spot.runs[0] for spot in kept])]
-    telling = [n for n in telling if n != wanted.x]
+    left = telling([spot.runs[0] for spot in kept], wanted.x)
+    names = [n for n in ordered if n in left and n != wanted.x]
     series = []
     for found in groups.values():
         found.sort(key=lambda spot: spot.point[wanted.x])
-        label = labels.point(found[0].point, telling) or ALONE
+        label = labels.point(found[0].point, names) or ALONE
         series.append(_series(label, [float(spot.point[wanted.x]) for spot in found], found))
     return sorted(series, key=lambda each: _smp_first(each.label)), kept
 
 
 def _bars(there: Sequence[Spot], wanted: Wanted) -> tuple[list[Series], list[Spot]]:
     """A colour for each way of doing it, a group of bars for each workload."""
-    names = list(varying([spot.runs[0] for spot in there]))
+    names = list(telling([spot.runs[0] for spot in there]))
     how = [n for n in names if n not in WORKLOAD] or ["placement"]
     work = [n for n in names if n in WORKLOAD]
     groups: dict[str, list[Spot]] = {}

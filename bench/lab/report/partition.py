@@ -13,7 +13,7 @@ from bench.lab.answers import WORKLOAD, by_repeat
 from bench.lab.metrics import METRICS
 from bench.lab.report.document import Figure, Panel, Series, Table, slug
 from bench.lab.report.figures import NoFigure, Spot, raw, spots
-from bench.lab.results import Results, Value, varying
+from bench.lab.results import Results, Value, telling
 
 SPLIT: Final = ("engines", "hosts")
 PANELS_MAX: Final = 6
@@ -23,7 +23,7 @@ def grid(results: Results, metric_name: str, machine_line: str) -> Figure:
     """A cell for each number of engines and hosts, a panel for each workload."""
     metric = METRICS[metric_name]
     there = spots(results, metric)
-    rest = [n for n in varying([spot.runs[0] for spot in there]) if n not in SPLIT]
+    rest = [n for n in telling([spot.runs[0] for spot in there]) if n not in SPLIT]
     panels, used = [], []
     for title, group in _grouped(there, rest).items():
         if len({_split(spot) for spot in group}) > 1:
@@ -51,7 +51,7 @@ def best_splits(results: Results, metric_name: str = "iops") -> Table | None:
         there = spots(results, metric)
     except NoFigure:
         return None
-    rest = [n for n in varying([spot.runs[0] for spot in there]) if n in WORKLOAD]
+    rest = [n for n in telling([spot.runs[0] for spot in there]) if n in WORKLOAD]
     rows = []
     for title, group in _grouped(there, rest).items():
         ordered = sorted(

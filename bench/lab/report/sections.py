@@ -22,7 +22,7 @@ from bench.lab.report.document import (
     Section,
     Table,
 )
-from bench.lab.results import Results, Run, flat
+from bench.lab.results import Results, Run, flat, telling
 
 ROWS_MAX: Final = 60  # a longer table is for a program: the raw data stand beside each figure
 COLUMNS: Final = ("iops", "throughput", "p50", "p99", "host_cpu", "total_cpu", "cycles_per_bit")
@@ -206,7 +206,7 @@ def _any(duels: Sequence[answers.Duel], metric: str) -> bool:
 
 def _points_table(results: Results) -> list[Block]:
     points = results.points()
-    names = list(results.varying())
+    names = list(telling(results.done))
     if not points or len(points) > ROWS_MAX:
         return []
     metrics = [
@@ -328,17 +328,18 @@ def _ours(claim: papers.Claim, results: Results, duels: Sequence[answers.Duel]) 
 def _by_transport(metric: str, results: Results) -> str:
     """iSER over TCP at each point that ran over both."""
     groups: dict[tuple[Any, ...], dict[str, Sequence[Run]]] = {}
+    # What follows from the transport, such as the registration, keeps no pair apart.
+    ours = [name for name in telling(results.done) if name != "transport"]
     for key, runs in results.points().items():
-        rest = tuple(item for item in key if item[0] != "transport")
+        rest = tuple(item for item in key if item[0] in ours)
         groups.setdefault(rest, {})[str(dict(key).get("transport"))] = runs
     said = []
-    names = [name for name in results.varying() if name != "transport"]
     for rest, sides in groups.items():
         if {"tcp", "iser"} <= sides.keys():
             before = answers.by_repeat(sides["tcp"], metric)
             ratio = statistics.ratio(before, answers.by_repeat(sides["iser"], metric))
             if ratio is not None:
-                where = labels.point(dict(rest), names) or "iSER over TCP"
+                where = labels.point(dict(rest), ours) or "iSER over TCP"
                 said.append(f"{where}: {ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]")
     return "iSER over TCP: " + "; ".join(said) if said else "not measured over both transports"
 
@@ -364,7 +365,7 @@ def _absent(sets: Sequence[Results]) -> Section:
 
 
 def _undone(results: Results) -> list[str]:
-    names = list(results.varying())
+    names = list(telling(results.runs))
     told = Counter(
         (
             run.status,

@@ -24,12 +24,15 @@ POINT = {
     "immediate_data": True,
     "rate_per_s": None,
     "wait_n": None,
+    "wait_us": 1000,
     "registration": None,
     "wait_mode": "sleep",
     "idle": "sleep",
     "engines": 1,
     "hosts": 1,
     "target": "engine",
+    "target_idle": "sleep",
+    "pinned": True,
     "random": False,
 }
 MACHINE = {
@@ -127,6 +130,13 @@ class Machine:
         return {name: value for name, value in found.items() if name not in self.omit}
 
 
+def settled(point):
+    """What follows from the rest, as the measuring side has it in its files."""
+    share = {"read": 0, "write": 100}.get(point["operation"], point["write_percent"])
+    engines = 0 if point["placement"] == "inline" else point["engines"]
+    return point | {"write_percent": share, "engines": engines}
+
+
 def run_file(identity, experiment, point, repeat, measured, order=0, **more):
     return {
         "schema": 1,
@@ -136,7 +146,13 @@ def run_file(identity, experiment, point, repeat, measured, order=0, **more):
         "seed": 7,
         "order": order,
         "point": point,
-        "cores": {"engine": [1], "host": [0], "target": [0], "shared": True, "isolated": False},
+        "cores": {
+            "engine": list(range(point["hosts"], point["hosts"] + point["engines"])),
+            "host": list(range(point["hosts"])),
+            "target": [0],
+            "shared": True,
+            "isolated": False,
+        },
         "started_at": "2026-12-01T00:00:00+00:00",
         "warm_up_s": 0.1,
         "measured_s": 1.0,
@@ -182,7 +198,7 @@ def write_points(directory, points, *, experiment="eta", repeats=5, machine=None
     order = 0
     for repeat in range(repeats):
         for swept in points:
-            point = POINT | fixed | swept
+            point = settled(POINT | fixed | swept)
             identity = f"{order:04}"
             planned.append({"id": identity, "point": point, "repeat": repeat})
             made = run_file(

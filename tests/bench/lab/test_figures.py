@@ -79,7 +79,7 @@ def _iops():
 
 def test_many_lines_are_spread_over_panels(tmp_path):
     sweep = {"depth": [1, 2], "engines": [1, 2, 3], "hosts": [1, 2, 3]}
-    found = load(builder.write(tmp_path / "set", sweep, repeats=2))
+    found = load(builder.write(tmp_path / "set", sweep, repeats=2, placement="stream"))
     made = figures.build(found, Wanted("iops", "depth", ("engines", "hosts")), LINE)
     assert [panel.title for panel in made.panels] == ["hosts 1", "hosts 2", "hosts 3"]
     assert [s.label for s in made.panels[0].series] == ["engines 1", "engines 2", "engines 3"]
@@ -142,7 +142,7 @@ def test_the_grid_has_a_cell_for_each_split_and_the_best_is_named_only_when_it_l
     machine = builder.Machine(
         noise=0.01, iops=lambda p: 1e4 * min(2 * p["engines"], 2 * p["hosts"], 3)
     )
-    sweep = {"engines": [1, 2], "hosts": [1, 2, 3]}
+    sweep = {"engines": [1, 2], "hosts": [1, 2, 3], "placement": ["stream"]}
     found = load(
         builder.write(tmp_path / "set", sweep, experiment="partition", machine=machine, repeats=6)
     )
@@ -158,9 +158,11 @@ def test_lines_that_cross_beyond_their_spread_are_told(tmp_path):
         share = point["write_percent"] / 100
         return 4e4 * (1 - 0.6 * share if point["engines"] == 1 else 0.4 + 0.6 * share)
 
+    fixed = {"placement": "stream", "operation": "mix"}
     sweep = {"engines": [1, 2], "write_percent": [0, 25, 75, 100]}
     machine = builder.Machine(noise=0.01, iops=rate)
-    found = load(builder.write(tmp_path / "set", sweep, experiment="partition", machine=machine))
+    fixed |= {"experiment": "partition", "machine": machine}
+    found = load(builder.write(tmp_path / "set", sweep, **fixed))
     made = figures.build(found, Wanted("iops", "write_percent", ("engines",)), LINE)
     assert partition.crossovers(made) == [
         "engines 1 and engines 2 change places between 25.0 and 75.0 on the x axis."

@@ -16,6 +16,7 @@ from ppe.cli import Parser
 from ppe.errors import OperatorError
 from tests.bench.lab import builder
 
+pytestmark = pytest.mark.slow
 needs_matplotlib = pytest.mark.interop("matplotlib")
 ETA = {
     "placement": ["inline", "datamover"],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench.lab import load
-from bench.lab.results import NoResults, NotARun, bins, load_all
+from bench.lab.results import NoResults, NotARun, bins, load_all, telling
 from ppe.errors import OperatorError
 from tests.bench.lab import builder
 
@@ -35,7 +35,19 @@ def test_repeats_of_one_point_are_together(place):
 
 
 def test_the_fields_that_vary_are_found_with_their_values(place):
-    assert load(place).varying() == {"placement": ["inline", "stream"], "depth": [1, 32]}
+    swept = {"placement": ["inline", "stream"], "depth": [1, 32]}
+    found = load(place)
+    assert found.varying() == swept | {"engines": [0, 1]}
+    assert telling(found.runs) == swept, "an inline run has no engine: that follows"
+
+
+def test_a_field_that_follows_from_another_tells_nothing_apart(tmp_path):
+    points = [{"operation": "mix", "write_percent": share} for share in (25, 75)]
+    points += [{"operation": "read"}, {"operation": "write"}]
+    found = load(builder.write_points(tmp_path / "mix", points, repeats=1))
+    assert set(telling(found.runs)) == {"operation", "write_percent"}
+    assert set(telling(found.runs, "write_percent")) == {"write_percent"}
+    assert set(found.varying()) == {"operation", "write_percent"}
 
 
 def test_a_file_of_another_schema_is_named_and_the_rest_is_read(place):
@@ -138,7 +150,8 @@ def test_the_table_has_a_row_for_each_run_and_typed_columns(place):
     assert table["iops"].dtype == np.float64
     assert table["immediate_data"].dtype == bool
     assert table["placement"].tolist()[:4] == ["inline", "inline", "stream", "stream"]
-    assert table["cores.engine"].tolist() == ["1"] * 12
+    assert table["cores.engine"].tolist()[:4] == ["", "", "1", "1"]
+    assert table["cores.host"].tolist() == ["0"] * 12
     assert "cpu.cores.0.busy_s" in table
     assert not any("histogram" in name for name in table)
 

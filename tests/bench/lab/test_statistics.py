@@ -9,6 +9,7 @@ import pytest
 from bench.harness import Latency
 from bench.lab import statistics as lab
 
+pytestmark = pytest.mark.slow
 TRIALS = 4000
 DRAWS = {
     "normal": lambda r: r.gauss(100, 5),
