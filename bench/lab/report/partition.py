@@ -11,7 +11,7 @@ from typing import Final
 from bench.lab import labels, statistics
 from bench.lab.answers import WORKLOAD, by_repeat
 from bench.lab.metrics import METRICS
-from bench.lab.report.document import Figure, Panel, Series, Table, slug
+from bench.lab.report.document import Figure, Panel, Series, Table, shown, slug
 from bench.lab.report.figures import NoFigure, Spot, raw, spots
 from bench.lab.results import Results, Value, telling
 
@@ -64,9 +64,9 @@ def best_splits(results: Results, metric_name: str = "iops") -> Table | None:
             by_repeat(second.runs, metric_name), by_repeat(first.runs, metric_name)
         )
         word = statistics.verdict(lead, less_is_better=metric.less_is_better)
-        shown = "—" if lead is None else f"{lead.median:.2f} × [{lead.low:.2f}, {lead.high:.2f}]"
+        by = "—" if lead is None else f"{lead.median:.2f} × [{lead.low:.2f}, {lead.high:.2f}]"
         told = "clear" if word == "better" else f"not parted ({word})"
-        rows.append((title or "all", _name(first), _name(second), shown, told))
+        rows.append((title or "all", _name(first), _name(second), by, told))
     if not rows:
         return None
     return Table(
@@ -83,11 +83,12 @@ def crossovers(figure: Figure) -> list[str]:
     for panel in figure.panels:
         for at, one in enumerate(panel.series):
             for two in panel.series[at + 1 :]:
-                said += _crossings(panel.title, one, two)
+                where = f"{figure.x_label}; {panel.title}" if panel.title else figure.x_label
+                said += _crossings(where, one, two)
     return said
 
 
-def _crossings(title: str, one: Series, two: Series) -> list[str]:
+def _crossings(where: str, one: Series, two: Series) -> list[str]:
     """A crossing counts where both intervals lie apart on either side of it."""
     common = [x for x in one.x if x in two.x]
     leads = []
@@ -97,10 +98,8 @@ def _crossings(title: str, one: Series, two: Series) -> list[str]:
             leads.append((x, 1))
         elif one.high[i] < two.low[j]:
             leads.append((x, -1))
-    where = f" ({title})" if title else ""
     return [
-        f"{one.label} and {two.label} change places between {labels.number(float(a))} and "
-        f"{labels.number(float(b))} on the x axis{where}."
+        f"{one.label} and {two.label} change places between {shown(a)} and {shown(b)} ({where})."
         for (a, first), (b, second) in pairwise(leads)
         if first != second
     ]

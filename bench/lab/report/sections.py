@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from bench.lab import answers, labels, papers, statistics
 from bench.lab.metrics import METRICS
-from bench.lab.report import built_in, drawing, figures, layers, partition
+from bench.lab.report import built_in, drawing, figures, layers, modelled, partition
 from bench.lab.report.document import (
     Block,
     Bullets,
@@ -128,12 +128,14 @@ def _experiment(results: Results) -> list[Section]:
     if duels:
         first.blocks += _duel_blocks(duels)
     first.blocks += _points_table(results)
+    first.blocks += modelled.percentiles(results)
     pictures, not_made = _figures(results, duels)
     first.blocks += pictures
     first.blocks += _splits(results, pictures)
     if not_made:
         first.blocks.append(Paragraph("Figures that these runs do not make:"))
         first.blocks.append(Bullets(tuple(not_made)))
+    first.blocks += modelled.residuals(results)
     first.blocks += _faults(results)
     found = [first]
     if name in papers.sources():

@@ -165,7 +165,7 @@ def test_lines_that_cross_beyond_their_spread_are_told(tmp_path):
     found = load(builder.write(tmp_path / "set", sweep, **fixed))
     made = figures.build(found, Wanted("iops", "write_percent", ("engines",)), LINE)
     assert partition.crossovers(made) == [
-        "engines 1 and engines 2 change places between 25.0 and 75.0 on the x axis."
+        "engines 1 and engines 2 change places between 25 and 75 (share of writes (%))."
     ]
 
 

@@ -222,6 +222,25 @@ def test_a_users_own_experiment_gets_its_title_question_and_figure(tmp_path, no_
     assert {"digests none", "digests both"} <= set(re.findall(r"digests \w+", said))
 
 
+def test_the_model_stands_beside_the_measurement_with_its_residuals(tmp_path, no_matplotlib):
+    machine = builder.Machine(
+        iops=lambda p: 1e6 * p["depth"] / (50 + 10 * p["depth"]), host_us=lambda p: 10.0
+    )
+    builder.write(tmp_path / "mine", {"depth": [1, 4, 32]}, experiment="mine", machine=machine)
+    said = words(page_of(tmp_path / "mine"))
+    assert re.search(r"SMP \(inline\): \d+\.\d % off in the median", said)
+    assert len(re.findall(r"[+-]\d+\.\d %", said)) == 3
+
+
+def test_percentiles_are_of_all_repeats_and_only_where_samples_lie_beyond(place, no_matplotlib):
+    said = words(page_of(place))
+    start = said.index("Latency percentiles of all repeats together")
+    row = said[start : start + 700]
+    first = next(iter(results.load(place).points().values()))
+    total = sum(int(run.value("operations")) for run in first)
+    assert row.index("99.99 % (µs)") < row.index(f" {total:,} ")
+
+
 def test_several_result_sets_become_one_page(tmp_path, no_matplotlib):
     builder.write(tmp_path / "all" / "eta", ETA, repeats=3)
     builder.write(
