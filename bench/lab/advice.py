@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from bench.lab import labels, model
+from bench.lab import labels, model, statistics
+from bench.lab.answers import by_repeat
 from bench.lab.calibration import Expected, Family, Setting, predict, setting_of, under_way
 
 PREFERENCES: Final = ("throughput", "latency", "cpu")
@@ -174,13 +175,26 @@ def _reason(
         cost = best.expected.total_cpu_s / rival.expected.total_cpu_s
         opening = (
             f"{winner} is the better choice here: {speed:.2f} × the throughput of the fastest "
-            f"{loser} at {cost:.2f} × its busy CPU per operation."
+            f"{loser} at {cost:.2f} × its busy CPU per operation. {_measured(best, rival)}"
         )
     if best is first:
         return f"{opening} It is the best by {prefer}."
     return (
         f"{opening} {first.label} would lead by {prefer}, but by less than the model errs "
         f"({100 * error:.0f} %), and this one is the cheapest of those."
+    )
+
+
+def _measured(best: Candidate, rival: Candidate) -> str:
+    """What the runs themselves say of the two families, at the deepest point of each."""
+    ours, theirs = (by_repeat(c.family.deepest, "iops") for c in (best, rival))
+    found = statistics.ratio(theirs, ours)
+    if found is None:
+        return "Their throughput was not measured side by side."
+    word = statistics.verdict(found, less_is_better=False)
+    return (
+        f"Measured at the deepest point of both: {found.median:.2f} × [{found.low:.2f}, "
+        f"{found.high:.2f}], {word}."
     )
 
 

@@ -62,6 +62,9 @@ class Duel:
         }
 
 
+_WORDS: Final = {"same": "the same", "unclear": "not told apart"}
+
+
 def by_repeat(runs: Sequence[Run], metric: str) -> dict[int, float]:
     """The metric of each repeat that has it."""
     rule = METRICS[metric]
@@ -97,7 +100,7 @@ def summary(found: Sequence[Duel], metric: str) -> str:
         return f"{_capital(rule.label)}: not measured on both sides."
     verdicts = [duel.verdict(metric) for duel, _ in rated]
     counts = {word: verdicts.count(word) for word in statistics.VERDICTS if word in verdicts}
-    said = ", ".join(f"{word} in {count}" for word, count in counts.items())
+    said = ", ".join(f"{_WORDS.get(word, word)} in {count}" for word, count in counts.items())
     ratios = sorted((ratio for _, ratio in rated), key=lambda ratio: ratio.median)
     low, high = ratios[0], ratios[-1]
     span = _times(low) if len(ratios) == 1 else f"from {_times(low)} to {_times(high)}"
@@ -117,26 +120,29 @@ def headline(found: Sequence[Duel]) -> str:
 
 def _of(found: Sequence[Duel], metric: str, what: str) -> str:
     verdicts = [duel.verdict(metric) for duel in found if duel.ratio(metric) is not None]
-    named = METRICS[metric].label
+    head = f"By {what} ({METRICS[metric].label})"
     if not verdicts:
-        return f"By {what} ({named}) nothing can be said: it was not measured on both sides."
-    carried = [word for word in verdicts if word != "too few repeats"]
-    if not carried:
-        return f"By {what} ({named}) nothing can be said: there are too few repeats."
-    better, worse = carried.count("better"), carried.count("worse")
-    same = carried.count("same")
-    if better == worse == 0:
-        return f"By {what} ({named}) AMP and SMP are the same in all {same} comparisons."
+        return f"{head} nothing can be said: it was not measured on both sides."
+    count = {word: verdicts.count(word) for word in statistics.VERDICTS}
+    if count["too few repeats"] == len(verdicts):
+        return f"{head} nothing can be said: there are too few repeats."
+    better, worse, same = count["better"], count["worse"], count["same"]
+    untold = count["unclear"] + count["too few repeats"]
+    tally = f"AMP is better in {better}, the same in {same} and worse in {worse}"
+    rest = f"; for {untold} the repeats do not tell" if untold else ""
+    if untold == len(verdicts):
+        winner = "the repeats scatter too much to tell AMP and SMP apart, or to call them the same"
+        return f"{head} {winner} ({len(verdicts)} comparisons)."
     if better and not worse:
         winner = "AMP wins"
     elif worse and not better:
         winner = "SMP wins"
-    else:
+    elif better and worse:
         winner = "it depends on the workload"
-    return (
-        f"By {what} ({named}) {winner}: AMP is better in {better}, the same in {same} and worse in "
-        f"{worse} of {len(carried)} comparisons."
-    )
+    else:
+        winner = f"AMP and SMP are the same, to within {100 * statistics.SAME_WITHIN:.0f} %"
+    where = " where the repeats tell" if untold else ""
+    return f"{head} {winner}{where}: {tally} of {len(verdicts)} comparisons{rest}."
 
 
 def _workload(run: Run) -> tuple[Value, ...]:

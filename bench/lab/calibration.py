@@ -135,6 +135,11 @@ class Family:
     anchors: set[Point] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def deepest(self) -> list[Run]:
+        """The repeats of the point with most operations under way."""
+        return max(self.points.values(), key=lambda runs: under_way(runs[0]))
+
     def residuals(self) -> list[Residual]:
         """Prediction beside measurement at every point, anchors included."""
         names = [name for name in _varying(self.points) if name in FREE]
@@ -246,6 +251,11 @@ def _calibrate(family: Family) -> None:
         family.notes.append(
             "the hosts spin, so what they were measured to use is more than an operation needs: "
             "their demand is an upper bound"
+        )
+    if depths[shallowest] == depths[deepest]:
+        family.notes.append(
+            f"only {depths[deepest]} operations under way were run, so waiting for each other and "
+            "waiting for nobody are not told apart: run a depth of 1 too"
         )
     if len(family.anchors) == len(family.points):
         family.notes.append("every point was an anchor: the residuals say nothing about the model")

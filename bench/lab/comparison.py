@@ -85,7 +85,7 @@ class Comparison:
         }
 
 
-_CARRIED = ("same", "better", "worse")
+_CARRIED = ("same", "better", "worse", "unclear")
 
 
 def compare(before: Results, after: Results, metrics: Sequence[str] = COMPARED) -> Comparison:

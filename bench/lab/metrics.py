@@ -53,6 +53,13 @@ _ALL: Final = (
     Metric("p99", "latency_ns.p99", "99th percentile of latency", "µs", 1e-3),
     Metric("host_cpu", "cpu.host_cpu_ns_per_op", "host CPU per operation", "µs", 1e-3),
     Metric(
+        "initiator_cpu",
+        "cpu.initiator_busy_ns_per_op",
+        "busy CPU of hosts and engines per operation",
+        "µs",
+        1e-3,
+    ),
+    Metric(
         "total_cpu", "cpu.total_busy_ns_per_op", "busy CPU of all cores per operation", "µs", 1e-3
     ),
     Metric("cycles_per_bit", "cpu.cycles_per_bit", "cost", "GHz/Gbps"),

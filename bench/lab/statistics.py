@@ -24,8 +24,10 @@ CONFIDENCE: Final = 0.95
 CARRIES: Final = 0.90  # of less confidence than this a verdict would be a guess
 # A difference below this share is of no use to anybody, however certain it is.
 INDIFFERENCE: Final = 0.01
+# "Same" is said only where the interval leaves no room for a difference above this share.
+SAME_WITHIN: Final = 0.10
 RESAMPLES: Final = 2000
-VERDICTS: Final = ("same", "better", "worse", "too few repeats")
+VERDICTS: Final = ("same", "better", "worse", "unclear", "too few repeats")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +144,16 @@ def ratio(before: Mapping[int, float], after: Mapping[int, float]) -> Interval |
 def verdict(found: Interval | None, *, less_is_better: bool) -> str:
     """One of VERDICTS for a ratio after/before.
 
-    `same` when the interval holds 1, or when the estimate differs from 1 by less than
-    INDIFFERENCE; else `better` or `worse`, by which way is good. `too few repeats` when the
-    interval's confidence is below CARRIES.
+    `better` or `worse`, by which way is good, when the interval leaves 1 out and the estimate
+    differs from 1 by INDIFFERENCE or more. Else `same`, when all of the interval is within
+    SAME_WITHIN of 1, and `unclear` when it is wider: then it tells nothing apart, neither a
+    difference nor that there is none. `too few repeats` when its confidence is below CARRIES.
     """
     if found is None or found.confidence < CARRIES - 1e-12:
         return "too few repeats"
     if found.holds(1.0) or abs(found.median - 1) < INDIFFERENCE:
-        return "same"
+        narrow = found.low >= 1 / (1 + SAME_WITHIN) and found.high <= 1 + SAME_WITHIN
+        return "same" if narrow else "unclear"
     return "better" if (found.median < 1) == less_is_better else "worse"
 
 

@@ -112,6 +112,8 @@ class Figure:
     alt: str
     raw: Raw
     reference: float | None = None  # a line to compare with, such as the ratio 1
+    order: tuple[str, ...] = ()  # of the places along x, where they are words
+    one_scale: bool = True  # whether the panels are there to be compared with each other
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -59,14 +59,16 @@ def draw(figure: Figure, kind: str = "svg") -> bytes:
         down = -(-len(figure.panels) // across)
         canvas = Canvas(figsize=_size(figure, across, down), layout="constrained")
         FigureCanvasAgg(canvas)
-        # One scale for all panels: what stands beside each other is there to be compared.
-        axes = list(canvas.subplots(down, across, squeeze=False, sharey=True).ravel())
+        scale = figure.one_scale
+        axes = list(canvas.subplots(down, across, squeeze=False, sharey=scale).ravel())
         looks = _looks(figure)
         for at, (axis, panel) in enumerate(zip(axes, figure.panels, strict=False)):
             _DRAW[figure.kind](axis, figure, panel, looks)
             axis.set_title(panel.title, fontsize=9.5, loc="left")
             if at % across == 0 and figure.kind != "grid":
                 axis.set_ylabel(figure.y_label)
+            if figure.kind != "grid":
+                axis.yaxis.set_major_formatter("{x:,g}")
         for axis in axes[len(figure.panels) :]:
             axis.set_axis_off()
         if figure.kind == "grid":
@@ -159,7 +161,9 @@ def _x_ticks(axis: Any, figure: Figure, places: Sequence[float]) -> None:
 
 
 def _draw_bars(axis: Any, figure: Figure, panel: Panel, looks: Mapping[str, int]) -> None:
-    groups = list(dict.fromkeys(x for series in panel.series for x in series.x))
+    there = dict.fromkeys(x for series in panel.series for x in series.x)
+    rank = {name: at for at, name in enumerate(figure.order)}
+    groups = sorted(there, key=lambda name: rank.get(str(name), len(rank)))
     width = 0.8 / len(panel.series)
     for at, series in enumerate(panel.series):
         shift = (at - (len(panel.series) - 1) / 2) * width

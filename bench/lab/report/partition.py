@@ -52,6 +52,8 @@ def best_splits(results: Results, metric_name: str = "iops") -> Table | None:
     except NoFigure:
         return None
     rest = [n for n in telling([spot.runs[0] for spot in there]) if n in WORKLOAD]
+    # What tells the candidates apart, besides the workload.
+    how = [n for n in telling([spot.runs[0] for spot in there]) if n not in WORKLOAD]
     rows = []
     for title, group in _grouped(there, rest).items():
         ordered = sorted(
@@ -66,7 +68,7 @@ def best_splits(results: Results, metric_name: str = "iops") -> Table | None:
         word = statistics.verdict(lead, less_is_better=metric.less_is_better)
         by = "—" if lead is None else f"{lead.median:.2f} × [{lead.low:.2f}, {lead.high:.2f}]"
         told = "clear" if word == "better" else f"not parted ({word})"
-        rows.append((title or "all", _name(first), _name(second), by, told))
+        rows.append((title or "all", _name(first, how), _name(second, how), by, told))
     if not rows:
         return None
     return Table(
@@ -116,9 +118,8 @@ def _split(spot: Spot) -> tuple[Value, Value]:
     return spot.point.get("engines"), spot.point.get("hosts")
 
 
-def _name(spot: Spot) -> str:
-    names = ("placement", *SPLIT, "wait_mode", "wait_n", "idle")
-    return labels.point(spot.point, [n for n in names if spot.point.get(n) is not None])
+def _name(spot: Spot, names: Sequence[str]) -> str:
+    return labels.point(spot.point, names) or "the only one"
 
 
 def _rows(group: Sequence[Spot]) -> tuple[Series, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+from bench import machine
 from bench.lab import answers, labels, papers, statistics
 from bench.lab.metrics import METRICS
 from bench.lab.report import built_in, drawing, figures, layers, modelled, partition
@@ -26,7 +27,7 @@ from bench.lab.results import Results, Run, flat, telling
 
 ROWS_MAX: Final = 60  # a longer table is for a program: the raw data stand beside each figure
 COLUMNS: Final = ("iops", "throughput", "p50", "p99", "host_cpu", "total_cpu", "cycles_per_bit")
-ANSWERED: Final = ("iops", "host_cpu", "total_cpu", "p50", "p99")
+ANSWERED: Final = ("iops", "host_cpu", "initiator_cpu", "total_cpu", "p50", "p99")
 METHOD: Final = (
     "Every point ran several times, interleaved with all others in a seeded order, so that a drift "
     "of the machine meets all of them alike. Values are medians over repeats. Intervals are exact "
@@ -34,9 +35,11 @@ METHOD: Final = (
     "and the greatest, and the confidence given is what they have. AMP over SMP is the median "
     "ratio of pairs within a repeat where the pairs carry "
     f"{100 * statistics.CARRIES:.0f} % confidence, else the median of all ratios with the interval "
-    "of the Mann-Whitney ranks. A verdict is “same” when the interval holds 1 or the difference is "
-    f"below {100 * statistics.INDIFFERENCE:.0f} %, else “better” or “worse”; with less confidence "
-    f"than {100 * statistics.CARRIES:.0f} % there is none. Closed loops count latency from the "
+    "of the Mann-Whitney ranks. A verdict is “better” or “worse” when the interval leaves 1 out "
+    f"and the difference is {100 * statistics.INDIFFERENCE:.0f} % or more; else “same” when the "
+    f"interval leaves no room for more than {100 * statistics.SAME_WITHIN:.0f} %, and “unclear” "
+    f"when it does; with less confidence than {100 * statistics.CARRIES:.0f} % there is none. "
+    "Closed loops count latency from the "
     "moment an operation was issued, open loops from the moment it was due. Busy CPU counts all "
     "cores and empty polls."
 )
@@ -99,21 +102,56 @@ def _answer(sets: Sequence[Results]) -> Section:
 
 def _setting(sets: Sequence[Results]) -> Section:
     raw = sets[0].runs[0].raw
-    machine = raw.get("machine") if isinstance(raw.get("machine"), Mapping) else {}
+    described = raw.get("machine") if isinstance(raw.get("machine"), Mapping) else {}
     versions = raw.get("versions") if isinstance(raw.get("versions"), Mapping) else {}
-    rows = [(name, str(value)) for name, value in flat(machine or {}).items() if value is not None]
-    known = {name for name, _ in rows}
+    rows = [(name, str(value)) for name, value in _facts(described or {}).items()]
+    known = {name.removeprefix("versions.") for name, _ in rows}
     rows += [(name, str(v)) for name, v in flat(versions or {}).items() if name not in known]
     if raw.get("sources"):
         rows.append(("sources", str(raw["sources"])))
     blocks: list[Block] = [Paragraph(METHOD)]
     if rows:
         blocks.append(Table("The machine and the versions", ("fact", "value"), tuple(rows)))
+    disturbed = _disturbances(sets)
+    if disturbed:
+        blocks += [Paragraph("What makes these figures worse or less certain:"), Bullets(disturbed)]
     others = sorted({machine_line(run) for results in sets for run in results.runs})
     if len(others) > 1:
         lines = "Not all runs are of one machine: " + " ".join(others)
         blocks.append(Paragraph(lines, strong=True))
     return Section("Machine and method", blocks)
+
+
+def _facts(machine: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts a reader wants, a line for each pinned core."""
+    facts = {k: v for k, v in flat(machine).items() if v is not None}
+    for name in ("pinned", "load_average"):
+        facts.pop(name, None)
+    pinned = machine.get("pinned")
+    for core in pinned if isinstance(pinned, list) else []:
+        if isinstance(core, Mapping):
+            said = ", ".join(f"{k} {v}" for k, v in core.items() if k != "cpu" and v is not None)
+            facts[f"CPU {core.get('cpu')}"] = said.replace("_", " ")
+    return facts
+
+
+def _disturbances(sets: Sequence[Results]) -> tuple[str, ...]:
+    """What the machine's facts say against its figures, and in how many runs."""
+    found: Counter[str] = Counter()
+    runs = [run for results in sets for run in results.runs]
+    for run in runs:
+        facts = run.raw.get("machine")
+        try:
+            said = machine.warnings(dict(facts)) if isinstance(facts, Mapping) else []
+        except (KeyError, TypeError, IndexError):  # fewer facts than this version asks for
+            said = []
+        # The load differs from run to run: one line for all of them.
+        found.update({text.partition(" was ")[0] for text in said})
+    return tuple(
+        (f"{text} was above half the CPUs" if text == "load average" else text)
+        + ("" if count == len(runs) else f" ({count} of {len(runs)} runs)")
+        for text, count in found.items()
+    )
 
 
 def _experiment(results: Results) -> list[Section]:
@@ -154,16 +192,33 @@ def _what_ran(results: Results) -> str:
         f"{labels.field(name)}: {', '.join(labels.value(name, v) for v in values)}"
         for name, values in results.varying().items()
     )
-    times = sorted({f"{run.raw['measured_s']:g} s" for run in runs if "measured_s" in run.raw})
-    warm = sorted({f"{run.raw['warm_up_s']:g} s" for run in runs if "warm_up_s" in run.raw})
     text = f"{len(runs)} runs of {len(points)} points, {many} repeats of each. "
     if swept:
         text += f"Varied: {swept}. "
+    times = _span([run.raw.get("measured_s") for run in runs])
+    warm = _span([run.raw.get("warm_up_s") for run in runs])
     if times:
-        text += f"Each run measured for {' or '.join(times)}"
-        text += f" after {' or '.join(warm)} of warm-up. " if warm else ". "
-    cores = sorted({_cores(run) for run in runs} - {""})
-    return text + (f"Cores: {'; '.join(cores)}." if cores else "")
+        text += f"Each run measured for {times}" + (f" after {warm} of warm-up. " if warm else ". ")
+    places: dict[str, set[str]] = {}
+    for run in runs:
+        where, placement = _cores(run), run.point.get("placement")
+        if where:
+            places.setdefault(where, set()).add(labels.value("placement", placement))
+    shown = [
+        where if len(places) == 1 else f"{where}: {', '.join(sorted(names))}"
+        for where, names in places.items()
+    ]
+    return text + (f"Cores: {'; '.join(shown)}." if shown else "")
+
+
+def _span(values: Sequence[Any]) -> str:
+    """Seconds, from the shortest to the longest where they differ by more than a tenth."""
+    seconds = sorted(float(v) for v in values if isinstance(v, int | float))
+    if not seconds:
+        return ""
+    if seconds[-1] <= 1.1 * seconds[0]:
+        return f"{seconds[len(seconds) // 2]:.2g} s"
+    return f"{seconds[0]:.2g} to {seconds[-1]:.2g} s"
 
 
 def _cores(run: Run) -> str:
@@ -262,7 +317,7 @@ def _figures(results: Results, duels: Sequence[answers.Duel]) -> tuple[list[Figu
 
 def _splits(results: Results, pictures: Sequence[Figure]) -> list[Block]:
     """Which split suits which workload, and where one overtakes another."""
-    if not any(name in results.varying() for name in partition.SPLIT):
+    if not any(name in telling(results.done) for name in partition.SPLIT):
         return []
     table = partition.best_splits(results)
     blocks: list[Block] = [table] if table is not None else []

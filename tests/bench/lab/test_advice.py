@@ -103,7 +103,7 @@ def test_a_second_n_parts_the_cost_of_a_wake_up(tmp_path):
 
 def advised(tmp_path, machine, cores, prefer="throughput", **more):
     sweep = {"placement": ["inline", "stream"], "depth": DEPTHS} | more
-    (found,) = advice.advise(families(tmp_path, machine, sweep), cores, prefer=prefer)
+    (found,) = advice.advise(families(tmp_path, machine, sweep, 3), cores, prefer=prefer)
     return found
 
 
@@ -111,6 +111,8 @@ def test_where_the_engine_pays_amp_is_recommended(tmp_path):
     found = advised(tmp_path, SimulatedMachine(host=8, engine=10, smp=22), 2)
     assert not found.best.family.smp
     assert "AMP is the better choice here" in found.reason
+    assert "Measured at the deepest point of both: 2." in found.reason, "with the 2 of one host"
+    assert "], better. It is the best by throughput." in found.reason
 
 
 def test_where_the_cut_costs_more_than_it_saves_smp_is_recommended(tmp_path):
@@ -201,6 +203,12 @@ def test_what_was_not_measured_leaves_the_family_out_with_its_reason(tmp_path):
     )
     with pytest.raises(OperatorError, match="CPU per operation was not measured"):
         run("--from", place)
+
+
+def test_one_depth_alone_is_said_not_to_tell_waiting_apart(tmp_path):
+    sweep = {"placement": ["inline", "stream"]}
+    for family in families(tmp_path, SimulatedMachine(), sweep):
+        assert "run a depth of 1 too" in " ".join(family.notes)
 
 
 def test_a_spinning_host_is_noted_as_an_upper_bound(tmp_path):

@@ -72,6 +72,13 @@ def test_a_mixed_answer_says_that_it_depends(tmp_path):
     )
 
 
+def test_a_wide_scatter_is_not_called_the_same(tmp_path):
+    machine = builder.Machine(noise=0.5)
+    said = answers.headline(duels(tmp_path, machine, repeats=6))
+    assert "the repeats do not tell" in said or "scatter too much to tell" in said
+    assert "AMP and SMP are the same" not in said
+
+
 def test_the_summary_carries_the_uncertainty(tmp_path):
     said = answers.summary(duels(tmp_path, faster(1.5)), "iops")
     assert said.startswith("Operations a second: AMP is better in 8 of 8 comparisons")
