@@ -7,7 +7,7 @@ every series; one without them cannot be made. Cited numbers, which have no repe
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from bench.lab import labels
@@ -170,6 +170,23 @@ class Report:
     def figures(self) -> list[Figure]:
         """Every figure, in order."""
         return [block for s in self.sections for block in s.blocks if isinstance(block, Figure)]
+
+
+def parts(figure: Figure, most: int) -> list[Figure]:
+    """The figure, or as many as keep each to `most` panels; nothing is left away."""
+    panels = figure.panels
+    if len(panels) <= most:
+        return [figure]
+    cut = [panels[at : at + most] for at in range(0, len(panels), most)]
+    return [
+        replace(
+            figure,
+            name=f"{figure.name}-{at}",
+            panels=some,
+            caption=f"(Part {at} of {len(cut)}) {figure.caption}",
+        )
+        for at, some in enumerate(cut, 1)
+    ]
 
 
 def shown(x: float | str) -> str:

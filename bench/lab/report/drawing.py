@@ -100,9 +100,11 @@ def _size(figure: Figure, across: int, down: int) -> tuple[float, float]:
 
 
 def _looks(figure: Figure) -> dict[str, int]:
-    """A place in the palette for each label, the same in every panel."""
-    names = (series.label for panel in figure.panels for series in panel.series)
-    return {name: at for at, name in enumerate(dict.fromkeys(names))}
+    """A place in the palette for each label, the same in every panel; the first is SMP's."""
+    names = dict.fromkeys(series.label for panel in figure.panels for series in panel.series)
+    kinds = {name[:3] for name in names}
+    first = 1 if "AMP" in kinds and "SMP" not in kinds else 0
+    return {name: at for at, name in enumerate(names, first)}
 
 
 def _draw_lines(axis: Any, figure: Figure, panel: Panel, looks: Mapping[str, int]) -> None:

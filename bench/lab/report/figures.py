@@ -11,10 +11,11 @@ from typing import Any, Final
 from bench.lab import labels, statistics
 from bench.lab.answers import WORKLOAD
 from bench.lab.metrics import METRICS, Metric
-from bench.lab.report.document import ALONE, Figure, Panel, Raw, Series, slug
+from bench.lab.report.document import ALONE, Figure, Panel, Raw, Series, parts, slug
 from bench.lab.results import Results, Run, Value, telling, varying
 from bench.lab.statistics import Interval
 
+PANELS_MAX: Final = 6
 LINES_MAX: Final = 6  # of more in one panel nobody tells the colours apart
 BAR_GROUPS_MAX: Final = 6
 REPEATS_LEAST: Final = 2
@@ -68,8 +69,8 @@ def spots(results: Results, metric: Metric, where: Where | None = None) -> list[
     return found
 
 
-def build(results: Results, wanted: Wanted, machine_line: str) -> Figure:
-    """Make the figure. Raises NoFigure."""
+def build(results: Results, wanted: Wanted, machine_line: str) -> list[Figure]:
+    """Make the figure, in parts if it has many panels. Raises NoFigure."""
     metric = METRICS[wanted.metric]
     there = spots(results, metric, wanted.where)
     series, used = (_bars if wanted.kind == "bars" else _lines)(there, wanted)
@@ -78,7 +79,7 @@ def build(results: Results, wanted: Wanted, machine_line: str) -> Figure:
     x_label = "workload" if wanted.kind == "bars" else labels.field(wanted.x)
     if wanted.x.endswith("_bytes") and wanted.kind == "lines":
         x_label += " (bytes)"
-    return Figure(
+    whole = Figure(
         slug([results.experiment, wanted.metric, wanted.kind, wanted.x]),
         wanted.kind,
         x_label,
@@ -88,6 +89,7 @@ def build(results: Results, wanted: Wanted, machine_line: str) -> Figure:
         _alt(what, metric, panels),
         raw(used, metric),
     )
+    return parts(whole, PANELS_MAX)
 
 
 def raw(used: Sequence[Spot], metric: Metric) -> Raw:

@@ -8,7 +8,7 @@ from typing import Final
 
 from bench.lab import papers, statistics
 from bench.lab.answers import Duel
-from bench.lab.report.document import Figure, Panel, Raw, Series, slug
+from bench.lab.report.document import Figure, Panel, Raw, Series, parts, slug
 from bench.lab.report.figures import REPEATS_LEAST, NoFigure
 from bench.lab.results import Results, Run
 from bench.lab.statistics import Interval
@@ -28,28 +28,28 @@ ORDER: Final = (
 )
 # The paper looks at the initiator alone.
 ELSEWHERE: Final = frozenset({"target"})
-PANELS_MAX: Final = 6
+PANELS_MAX: Final = 4
 PRINTED: Final = {("write", 65536): "write_64k", ("read", 65536): "read_64k"}
 
 
-def profile(results: Results, duels: Sequence[Duel], machine_line: str) -> Figure:
+def profile(results: Results, duels: Sequence[Duel], machine_line: str) -> list[Figure]:
     """Cycles of an operation by layer, SMP beside AMP, a panel for each workload."""
     panels = []
-    for workload, group in _by_workload(duels).items():
-        sides = {duel.smp_label: duel.smp for duel in group}
-        sides |= {duel.amp_label: duel.amp for duel in group}
+    for title, group in _grouped(duels).items():
+        sides = {_smp_label(duel): duel.smp for duel in group}
+        sides |= {_head(duel.amp_label): duel.amp for duel in group}
         made = [_profile_of(label, runs) for label, runs in sides.items()]
         if all(made):
-            panels.append(Panel(workload, tuple(each for each in made if each)))
+            panels.append(Panel(title, tuple(each for each in made if each)))
     if not panels:
         raise NoFigure("no run of both SMP and AMP has cycles by layer in two repeats")
     runs = [run for duel in duels for run in (*duel.smp, *duel.amp)]
-    return Figure(
+    whole = Figure(
         slug([results.experiment, "profile by layer"]),
         "bars",
         "layer",
         "thousand cycles per operation",
-        tuple(panels[:PANELS_MAX]),
+        tuple(panels),
         "Cycles of one operation by layer, all cores together; idle holds empty polls and waiting. "
         f"{_spread(duels)} {machine_line}",
         _alt("Cycles by layer", panels, "thousand cycles"),
@@ -57,28 +57,29 @@ def profile(results: Results, duels: Sequence[Duel], machine_line: str) -> Figur
         order=ORDER,
         one_scale=False,
     )
+    return parts(whole, PANELS_MAX)
 
 
-def improvement(results: Results, duels: Sequence[Duel], machine_line: str) -> Figure:
+def improvement(results: Results, duels: Sequence[Duel], machine_line: str) -> list[Figure]:
     """Improvement of AMP over SMP by layer, beside the paper's Table 2 if it has the workload."""
     panels = []
-    for workload, group in _by_workload(duels).items():
+    for title, group in _grouped(duels).items():
         made = [series for duel in group if (series := _improvement_of(duel)) is not None]
         point = group[0].amp[0].point
         name = PRINTED.get((str(point.get("operation")), int(point.get("block_bytes") or 0)))
         if made and name is not None:
             made.append(_printed(name))
         if made:
-            panels.append(Panel(workload, tuple(made)))
+            panels.append(Panel(title, tuple(made)))
     if not panels:
         raise NoFigure("no two repeats have cycles by layer of both SMP and AMP")
     runs = [run for duel in duels for run in (*duel.smp, *duel.amp)]
-    return Figure(
+    whole = Figure(
         slug([results.experiment, "improvement by layer"]),
         "bars",
         "layer",
         "improvement (% of SMP's cycles)",
-        tuple(panels[:PANELS_MAX]),
+        tuple(panels),
         "Improvement in cycles of AMP over SMP by layer: (layer SMP / total SMP) × (1 - layer AMP "
         "/ layer SMP), the total with idle in it, as in Table 2 of Foong et al., whose column of "
         "cycles is cited where it has the workload (diamonds: printed without a spread; kernel "
@@ -90,6 +91,7 @@ def improvement(results: Results, duels: Sequence[Duel], machine_line: str) -> F
         order=ORDER,
         one_scale=False,
     )
+    return parts(whole, PANELS_MAX)
 
 
 def improvements(duel: Duel) -> dict[str, Interval]:
@@ -120,7 +122,7 @@ def _improvement_of(duel: Duel) -> Series | None:
         return None
     rows = found.values()
     return Series(
-        duel.amp_label,
+        _head(duel.amp_label),
         tuple(found),
         tuple(row.median for row in rows),
         tuple(row.low for row in rows),
@@ -152,11 +154,27 @@ def _profile_of(label: str, runs: Sequence[Run]) -> Series | None:
     )
 
 
-def _by_workload(duels: Sequence[Duel]) -> dict[str, list[Duel]]:
+def _grouped(duels: Sequence[Duel]) -> dict[str, list[Duel]]:
+    """The duels of one panel: the same workload, and the same settings but the placement."""
     found: dict[str, list[Duel]] = {}
     for duel in duels:
-        found.setdefault(duel.workload, []).append(duel)
+        title = ", ".join(part for part in (duel.workload, _tail(duel.amp_label)) if part)
+        found.setdefault(title, []).append(duel)
     return found
+
+
+def _head(label: str) -> str:
+    return label.partition(", ")[0]
+
+
+def _tail(label: str) -> str:
+    return label.partition(", ")[2]
+
+
+def _smp_label(duel: Duel) -> str:
+    """The placement alone where the rest is in the panel's title, else all of it."""
+    shared = _tail(duel.smp_label) == _tail(duel.amp_label)
+    return _head(duel.smp_label) if shared else duel.smp_label
 
 
 def _ordered(names: set[str]) -> list[str]:
@@ -191,7 +209,7 @@ def _alt(what: str, panels: Sequence[Panel], unit: str) -> str:
     said = [
         f"{panel.title}, {series.label}: "
         + ", ".join(f"{x} {y:.1f}" for x, y in zip(series.x, series.y, strict=True))
-        for panel in panels[:PANELS_MAX]
+        for panel in panels
         for series in panel.series
     ]
     return f"{what}, in {unit}. {'; '.join(said)}."

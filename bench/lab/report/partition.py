@@ -11,7 +11,7 @@ from typing import Final
 from bench.lab import labels, statistics
 from bench.lab.answers import WORKLOAD, by_repeat
 from bench.lab.metrics import METRICS
-from bench.lab.report.document import Figure, Panel, Series, Table, shown, slug
+from bench.lab.report.document import Figure, Panel, Series, Table, parts, shown, slug
 from bench.lab.report.figures import NoFigure, Spot, raw, spots
 from bench.lab.results import Results, Value, telling
 
@@ -19,7 +19,7 @@ SPLIT: Final = ("engines", "hosts")
 PANELS_MAX: Final = 6
 
 
-def grid(results: Results, metric_name: str, machine_line: str) -> Figure:
+def grid(results: Results, metric_name: str, machine_line: str) -> list[Figure]:
     """A cell for each number of engines and hosts, a panel for each workload."""
     metric = METRICS[metric_name]
     there = spots(results, metric)
@@ -31,17 +31,18 @@ def grid(results: Results, metric_name: str, machine_line: str) -> Figure:
             used += group
     if not panels:
         raise NoFigure("no two splits ran the same workload")
-    return Figure(
+    whole = Figure(
         slug([results.experiment, metric_name, "grid"]),
         "grid",
         "host threads",
         metric.axis,
-        tuple(panels[:PANELS_MAX]),
+        tuple(panels),
         f"{metric.axis} by split: rows are engines, columns host threads; in brackets the interval "
         f"of the median. {machine_line}",
         f"{metric.axis} for each number of engines and hosts; the numbers stand below.",
         raw(used, metric),
     )
+    return parts(whole, PANELS_MAX)
 
 
 def best_splits(results: Results, metric_name: str = "iops") -> Table | None:

@@ -297,7 +297,7 @@ def _cell(runs: Sequence[Run], metric: str) -> str:
 def _figures(results: Results, duels: Sequence[answers.Duel]) -> tuple[list[Figure], list[str]]:
     """The figures of a set, and what stood in the way of the others."""
     line = machine_line(results.runs[0])
-    makers: list[Callable[[], Figure]] = [
+    makers: list[Callable[[], list[Figure]]] = [
         partial(figures.build, results, each, line) for each in built_in.wanted(results)
     ]
     if results.experiment == "partition":
@@ -309,7 +309,7 @@ def _figures(results: Results, duels: Sequence[answers.Duel]) -> tuple[list[Figu
     not_made: list[str] = []
     for make in makers:
         try:
-            made.append(make())
+            made += make()
         except figures.NoFigure as error:
             not_made.append(f"{error}.")
     return made, list(dict.fromkeys(not_made))

@@ -55,8 +55,8 @@ def union(tmp_path):
 
 def test_a_union_of_sweeps_comes_apart_by_what_varies_alone(tmp_path):
     found = union(tmp_path)
-    by_depth = figures.build(found, Wanted("iops", "depth", ("transport",)), LINE)
-    by_size = figures.build(found, Wanted("iops", "block_bytes", ("transport",)), LINE)
+    (by_depth,) = figures.build(found, Wanted("iops", "depth", ("transport",)), LINE)
+    (by_size,) = figures.build(found, Wanted("iops", "block_bytes", ("transport",)), LINE)
     assert [s.x for s in by_depth.panels[0].series] == [(1, 8, 32)] * 2
     assert [s.x for s in by_size.panels[0].series] == [(512, 4096, 65536)] * 2
     assert {row[0] for row in by_depth.raw.rows} < {run.id for run in found.runs}
@@ -65,7 +65,7 @@ def test_a_union_of_sweeps_comes_apart_by_what_varies_alone(tmp_path):
 def test_runs_that_differ_are_never_averaged(tmp_path):
     sweep = {"depth": [1, 2], "transport": ["tcp", "iser"], "digests": ["none", "both"]}
     found = load(builder.write(tmp_path / "set", sweep, repeats=4))
-    made = figures.build(found, Wanted("iops", "depth", ("transport",)), LINE)
+    (made,) = figures.build(found, Wanted("iops", "depth", ("transport",)), LINE)
     assert len(made.panels[0].series) == 4
     assert {s.label for s in made.panels[0].series} == {
         f"{t}, digests {d}" for t in ("tcp", "iser") for d in ("none", "both")
@@ -80,7 +80,7 @@ def _iops():
 def test_many_lines_are_spread_over_panels(tmp_path):
     sweep = {"depth": [1, 2], "engines": [1, 2, 3], "hosts": [1, 2, 3]}
     found = load(builder.write(tmp_path / "set", sweep, repeats=2, placement="stream"))
-    made = figures.build(found, Wanted("iops", "depth", ("engines", "hosts")), LINE)
+    (made,) = figures.build(found, Wanted("iops", "depth", ("engines", "hosts")), LINE)
     assert [panel.title for panel in made.panels] == ["hosts 1", "hosts 2", "hosts 3"]
     assert [s.label for s in made.panels[0].series] == ["engines 1", "engines 2", "engines 3"]
 
@@ -131,11 +131,29 @@ def test_improvement_by_layer_is_found_and_stands_beside_table_2(tmp_path):
     duels = answers.duels(found)
     total = layers.improvements(duels[0])["total"]
     assert total.low <= 15 <= total.high  # (20 - 5) of 100
-    made = layers.improvement(found, duels, LINE)
+    (made,) = layers.improvement(found, duels, LINE)
     cited = [[s.label for s in panel.series if s.cited] for panel in made.panels]
     assert cited == [[], ["Foong et al., Table 2"]]
     printed = next(s for s in made.panels[1].series if s.cited)
     assert dict(zip(printed.x, printed.y, strict=True))["total"] == 39.3
+
+
+def test_many_panels_become_several_figures_and_none_is_left_away(tmp_path):
+    sweep = {
+        "placement": ["inline", "stream", "datamover"],
+        "wait_mode": ["sleep", "spin"],
+        "block_bytes": [512, 4096, 65536],
+    }
+    found = load(builder.write(tmp_path / "set", sweep, repeats=2))
+    duels = answers.duels(found)
+    made = layers.profile(found, duels, LINE)
+    titles = [panel.title for part in made for panel in part.panels]
+    assert [len(part.panels) for part in made] == [4, 2]
+    assert len(set(titles)) == 6
+    assert "4 KiB, host waits by spin" in titles
+    assert {len(panel.series) for part in made for panel in part.panels} == {3}
+    assert len({part.name for part in made}) == 2
+    assert made[1].caption.startswith("(Part 2 of 2)")
 
 
 def test_the_grid_has_a_cell_for_each_split_and_the_best_is_named_only_when_it_leads(tmp_path):
@@ -146,7 +164,7 @@ def test_the_grid_has_a_cell_for_each_split_and_the_best_is_named_only_when_it_l
     found = load(
         builder.write(tmp_path / "set", sweep, experiment="partition", machine=machine, repeats=6)
     )
-    grid = partition.grid(found, "iops", LINE)
+    (grid,) = partition.grid(found, "iops", LINE)
     assert [s.label for s in grid.panels[0].series] == ["1 engine", "2 engines"]
     assert grid.panels[0].series[1].y[1] == pytest.approx(30, rel=0.03)
     table = partition.best_splits(found)
@@ -163,7 +181,7 @@ def test_lines_that_cross_beyond_their_spread_are_told(tmp_path):
     machine = builder.Machine(noise=0.01, iops=rate)
     fixed |= {"experiment": "partition", "machine": machine}
     found = load(builder.write(tmp_path / "set", sweep, **fixed))
-    made = figures.build(found, Wanted("iops", "write_percent", ("engines",)), LINE)
+    (made,) = figures.build(found, Wanted("iops", "write_percent", ("engines",)), LINE)
     assert partition.crossovers(made) == [
         "engines 1 and engines 2 change places between 25 and 75 (share of writes (%))."
     ]
