@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 from bench.lab import labels
@@ -36,7 +37,19 @@ class AdviseCommand:
             dest="directory",
             type=Path,
             metavar="DIR",
-            help="the result set to learn from; both placements and two depths make it useful",
+            help="the result set to learn from (default: a short run of about a minute)",
+        )
+        parser.add_argument(
+            "--into", type=Path, metavar="DIR", help="keeps that short run (default: thrown away)"
+        )
+        parser.add_argument(
+            "--operation", choices=("read", "write"), default="read", help="of the short run"
+        )
+        parser.add_argument(
+            "--block-bytes", default="4K", metavar="SIZE", help="of the short run (default: 4K)"
+        )
+        parser.add_argument(
+            "--transport", choices=("tcp", "iser"), default="tcp", help="of the short run"
         )
         parser.add_argument(
             "--cores", type=int, metavar="N", help="cores to share out (default: all)"
@@ -55,12 +68,7 @@ class AdviseCommand:
 
     def run(self, args: argparse.Namespace) -> int:
         """Calibrate, predict, recommend."""
-        if args.directory is None:
-            raise UsageError(
-                "--from is missing: advice needs runs to learn from",
-                "ppe experiment run partition, then ppe advise --from the folder it wrote",
-            )
-        from bench.lab import advice, calibration, model, results
+        from bench.lab import model
 
         for flag, value, most in (
             ("--cores", args.cores, 4096),
@@ -68,25 +76,50 @@ class AdviseCommand:
         ):
             if value is not None and not 1 <= value <= most:
                 raise UsageError(f"{flag} {value} is not from 1 to {most}")
-        cores = args.cores or len(os.sched_getaffinity(0))
-        families, refused = calibration.families(results.load(args.directory))
-        if not families:
-            why = "; ".join(refused) or "no run is done"
-            raise OperatorError(
-                f"no model can be made of {args.directory}: {why}",
-                "run a closed loop at two depths at least",
-            )
-        found = advice.advise(families, cores, args.depth, args.prefer)
-        if not found:
-            raise OperatorError(
-                f"no measured configuration fits on {output.counted(cores, 'core')}",
-                "pass more with --cores",
-            )
-        if args.json:
-            _print_json(found, families, refused, cores)
-        else:
-            _show(found, families, refused, explain=args.explain)
-        return 0
+        if args.directory is not None:
+            if args.into is not None:
+                raise UsageError("--into is for a run, and --from learns from one that was made")
+            return _advise(args, args.directory)
+        with TemporaryDirectory(prefix="ppe-advise-") as place:
+            into = args.into or Path(place) / "runs"
+            _measure(args, into)
+            return _advise(args, into)
+
+
+def _measure(args: argparse.Namespace, into: Path) -> None:
+    from bench.lab import advise_measure
+    from ppe.config import parse_size
+
+    try:
+        size = parse_size(args.block_bytes)
+    except ValueError as error:
+        raise UsageError(f"--block-bytes {args.block_bytes!r}: {error}", "write 4K") from error
+    output.say("measuring both placements at three depths: about a minute")
+    advise_measure.measure(into, args.operation, size, args.transport)
+
+
+def _advise(args: argparse.Namespace, directory: Path) -> int:
+    from bench.lab import advice, calibration, results
+
+    cores = args.cores or len(os.sched_getaffinity(0))
+    families, refused = calibration.families(results.load(directory))
+    if not families:
+        why = "; ".join(refused) or "no run is done"
+        raise OperatorError(
+            f"no model can be made of {directory}: {why}",
+            "run a closed loop at two depths at least",
+        )
+    found = advice.advise(families, cores, args.depth, args.prefer)
+    if not found:
+        raise OperatorError(
+            f"no measured configuration fits on {output.counted(cores, 'core')}",
+            "pass more with --cores",
+        )
+    if args.json:
+        _print_json(found, families, refused, cores)
+    else:
+        _show(found, families, refused, explain=args.explain)
+    return 0
 
 
 def _print_json(

@@ -1,7 +1,8 @@
 """AMP against SMP, workload by workload: what the placement changes when the work stays the same.
 
-The one rule: a configuration is compared with the symmetric one that shares its workload and as
-many of its other settings as possible; every comparison is reported, not only the best.
+The one rule: a configuration is compared with the symmetric one of the same workload that has as
+many cores for hosts and engines, and of several with the one that shares most other settings; every
+comparison is reported, not only the best.
 """
 
 from collections.abc import Mapping, Sequence
@@ -150,11 +151,21 @@ def _workload(run: Run) -> tuple[Value, ...]:
     return tuple(fields.get(name) for name in WORKLOAD)
 
 
-def _nearness(smp: Sequence[Run], amp: Sequence[Run]) -> tuple[int, float]:
+def _nearness(smp: Sequence[Run], amp: Sequence[Run]) -> tuple[int, int, float]:
     ours, theirs = amp[0].point, smp[0].point
     shared = sum(1 for name, value in ours.items() if theirs.get(name) == value)
     speed = interval(smp, "iops")
-    return shared, speed.median if speed else 0.0
+    return -abs(_cores(smp[0]) - _cores(amp[0])), shared, speed.median if speed else 0.0
+
+
+def _cores(run: Run) -> int:
+    """How many cores the initiator had, its engines included."""
+    kept = run.raw.get("cores")
+    places = [core for role in ("engine", "host") for core in (kept or {}).get(role) or ()]
+    if places:
+        return len(set(places))
+    point = run.point
+    return int(point.get("hosts") or 1) + (0 if run.smp else int(point.get("engines") or 1))
 
 
 def _duel(smp: Sequence[Run], amp: Sequence[Run], names: Sequence[str]) -> Duel:

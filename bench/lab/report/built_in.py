@@ -63,6 +63,7 @@ FIGURES: Final[Mapping[str, list[Wanted]]] = {
     ],
     "registration": [
         *_over("reuse", ("registration",), "iops", "p50", "total_cpu"),
+        *_over("depth", ("registration",), "iops", "total_cpu"),
         *_over("block_bytes", ("registration",), "iops", "total_cpu"),
         *_bars("iops", "total_cpu"),
     ],

@@ -24,6 +24,9 @@ def grid(results: Results, metric_name: str, machine_line: str) -> list[Figure]:
     metric = METRICS[metric_name]
     there = spots(results, metric)
     rest = [n for n in telling([spot.runs[0] for spot in there]) if n not in SPLIT]
+    asymmetric = {spot.point.get("placement") for spot in there if not spot.runs[0].smp}
+    if len(asymmetric) < 2:  # then no engine says SMP, and it is a row of the same grid
+        rest = [name for name in rest if name != "placement"]
     panels, used = [], []
     for title, group in _grouped(there, rest).items():
         if len({_split(spot) for spot in group}) > 1:
@@ -101,8 +104,12 @@ def _crossings(where: str, one: Series, two: Series) -> list[str]:
             leads.append((x, 1))
         elif one.high[i] < two.low[j]:
             leads.append((x, -1))
+
+    def place(x: float | str) -> str:
+        return labels.size(int(x)) if "(bytes)" in where else shown(x)
+
     return [
-        f"{one.label} and {two.label} change places between {shown(a)} and {shown(b)} ({where})."
+        f"{one.label} and {two.label} change places between {place(a)} and {place(b)} ({where})."
         for (a, first), (b, second) in pairwise(leads)
         if first != second
     ]
@@ -131,7 +138,7 @@ def _rows(group: Sequence[Spot]) -> tuple[Series, ...]:
         row.sort(key=lambda spot: int(spot.point.get("hosts") or 0))
         rows.append(
             Series(
-                f"{count} engine{'s' if count != 1 else ''}",
+                f"{count} engine{'s' if count != 1 else ''}" if count else "no engine (SMP)",
                 tuple(str(spot.point.get("hosts")) for spot in row),
                 tuple(spot.interval.median for spot in row),
                 tuple(spot.interval.low for spot in row),

@@ -1,7 +1,10 @@
 """Advice from result sets whose figures a simulation made: the model has to find them again."""
 
 import json
+import sys
+import tomllib
 from functools import cache
+from types import ModuleType
 
 import pytest
 
@@ -254,7 +257,62 @@ def test_flags_out_of_range_are_refused(place, flags):
         run("--from", place, *flags)
 
 
-def test_without_runs_to_learn_from_the_command_says_how_to_get_them():
-    with pytest.raises(UsageError, match="--from is missing") as caught:
+@pytest.fixture
+def laboratory(monkeypatch):
+    """A measuring side that keeps what it was asked, and whose runs a simulation makes."""
+    asked = []
+
+    class Experiment:
+        @classmethod
+        def from_text(cls, text, file):
+            return tomllib.loads(text)
+
+    def run_it(experiment, into):
+        asked.append((experiment, into))
+        rows = experiment["together"][0]
+        points = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+        points = [point | {"wait_n": point["wait_n"] or None} for point in points]
+        builder.write_points(
+            into, points, experiment="advise", machine=SimulatedMachine(wake=4), repeats=3
+        )
+
+    for name, content in (("spec", {"Experiment": Experiment}), ("driver", {"run": run_it})):
+        module = ModuleType(f"bench.lab.{name}")
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return asked
+
+
+def test_without_runs_to_learn_from_a_short_one_is_made_and_thrown_away(laboratory, capsys):
+    assert run("--operation", "write", "--block-bytes", "64K", "--cores", 2) == 0
+    ((experiment, into),) = laboratory
+    assert experiment["workload"] == {
+        "operation": "write",
+        "block_bytes": 65536,
+        "transport": "tcp",
+    }
+    assert not into.exists()
+    out = capsys.readouterr().out
+    assert "recommended: " in out
+    assert "a wake-up" in out, "the second N parts it from the rest"
+
+
+def test_the_short_run_is_kept_where_it_is_wanted(laboratory, tmp_path):
+    assert run("--into", tmp_path / "kept", "--json") == 0
+    assert run("--from", tmp_path / "kept", "--json") == 0
+    assert len(laboratory) == 1
+
+
+def test_flags_that_exclude_each_other_and_no_size_are_refused(laboratory, tmp_path):
+    with pytest.raises(UsageError, match="--into is for a run"):
+        run("--from", tmp_path, "--into", tmp_path)
+    with pytest.raises(UsageError, match="--block-bytes 'big'"):
+        run("--block-bytes", "big")
+    assert laboratory == []
+
+
+def test_a_version_that_cannot_measure_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bench.lab.spec", None)
+    with pytest.raises(OperatorError, match="cannot measure by itself") as caught:
         run()
-    assert "ppe experiment run" in caught.value.hint
+    assert "--from DIR" in caught.value.hint

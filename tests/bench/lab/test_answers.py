@@ -44,6 +44,17 @@ def test_the_nearest_symmetric_setting_is_the_rival(tmp_path):
     assert all(d.smp[0].point["wait_mode"] == d.amp[0].point["wait_mode"] for d in found)
 
 
+def test_the_symmetric_rival_has_as_many_cores(tmp_path):
+    """One host beside an engine uses two cores: so does the rival, with two hosts."""
+    sweep = {"placement": ["inline", "stream"], "hosts": [1, 2, 3], "sessions": [4]}
+    found = duels(tmp_path, faster(2), sweep=sweep)
+    assert [(d.amp[0].point["hosts"], d.smp[0].point["hosts"]) for d in found] == [
+        (1, 2),
+        (2, 3),
+        (3, 3),
+    ]
+
+
 @pytest.mark.parametrize(
     ("factor", "cost", "speed", "total"),
     [

@@ -171,6 +171,13 @@ def test_the_grid_has_a_cell_for_each_split_and_the_best_is_named_only_when_it_l
     assert table.rows[0][-1].startswith("not parted")  # (2, 2) and (2, 3) are equal
 
 
+def test_smp_is_the_row_without_an_engine(tmp_path):
+    sweep = {"placement": ["inline", "stream"], "engines": [1, 2], "hosts": [1, 2]}
+    found = load(builder.write(tmp_path / "set", sweep, experiment="partition", repeats=2))
+    (grid,) = partition.grid(found, "iops", LINE)
+    assert [s.label for s in grid.panels[0].series] == ["no engine (SMP)", "1 engine", "2 engines"]
+
+
 def test_lines_that_cross_beyond_their_spread_are_told(tmp_path):
     def rate(point):
         share = point["write_percent"] / 100
