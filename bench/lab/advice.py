@@ -212,6 +212,8 @@ def explain(family: Family) -> str:
         parts.append(f"engine {labels.number(costs.engine_s * 1e6)}")
     if costs.target_s:
         parts.append(f"target {labels.number(costs.target_s * 1e6)}")
+    if costs.stretch > 1.01:
+        parts.append(f"by the clock {costs.stretch:.2f} times that")
     parts.append(f"under way without a core {labels.number(costs.delay_s * 1e6)}")
     return f"{', '.join(parts)} (µs per operation)"
 

@@ -1,8 +1,9 @@
 """From measured runs to the demands of the queueing model, and from those to every other point.
 
 A family is what shares all settings but depth, sessions, engines, hosts, N and rate. Few of its
-points, the anchors, give its demands: the deepest says what an operation costs, the shallowest how
-long it is under way while no core works on it, and a second N what a wake-up costs.
+points, the anchors, give its demands: the deepest says what an operation costs, and how much longer
+than its CPU time that takes; the shallowest how long it is under way while no core works on it; and
+a second N what a wake-up costs.
 
 The one rule: a point that was an anchor is marked as such wherever it is shown, because the model
 cannot be wrong there; what it is worth shows at the other points.
@@ -23,6 +24,9 @@ from bench.lab.statistics import Interval
 FREE: Final = ("depth", "sessions", "engines", "hosts", "wait_n", "wait_us", "rate_per_s")
 COALESCING: Final = "datamover"  # the placement whose events are commands
 ROLES: Final = ("host", "engine", "target")
+STRETCH_MAX: Final = 64.0
+STRETCH_STEPS: Final = 30
+STRETCH_TOLD: Final = 1.1
 FULL: Final = 0.97  # a role busy for more than this share of a core was never idle
 EQUAL_INTERVALS: Final = 0.0  # how an open loop's operations fall due
 
@@ -33,13 +37,17 @@ class Uncalibrated(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds of a core for one operation, by role; `wake_s` for one wake-up of a host."""
+    """Seconds of a core for one operation, by role; `wake_s` for one wake-up of a host.
+
+    `stretch` is how much longer that takes by the clock: 1 where a core has nothing else to do.
+    """
 
     host_s: float
     engine_s: float
     target_s: float
     wake_s: float = 0.0
     delay_s: float = 0.0
+    stretch: float = 1.0
     host_spins: bool = False
     engine_spins: bool = False
 
@@ -67,7 +75,8 @@ class Layout:
             left -= set(here)
             if here:
                 many = max(cores[role] for role in here)
-                found.append(Station(" and ".join(here), sum(demand[r] for r in here), many))
+                time = costs.stretch * sum(demand[role] for role in here)
+                found.append(Station(" and ".join(here), time, many))
         return found
 
 
@@ -245,7 +254,7 @@ def _calibrate(family: Family) -> None:
     family.layout = setting_of(runs[0]).layout
     family.costs = _costs(runs, smp=family.smp)
     _find_wake(family, at_base, deepest)
-    _find_delay(family, at_base[shallowest])
+    _find_times(family, at_base[shallowest], runs)
     _note_full_target(family, runs)
     if family.costs.host_spins:
         family.notes.append(
@@ -322,21 +331,48 @@ def _find_wake(family: Family, points: Mapping[Point, list[Run]], deepest: Point
     family.costs = replace(family.costs, host_s=rest, wake_s=wake)
 
 
-def _find_delay(family: Family, runs: Sequence[Run]) -> None:
-    setting = setting_of(runs[0])
-    rate = _median(runs, "iops")
-    if not rate:
-        raise Uncalibrated("operations a second were not measured")
-    stations = setting.layout.stations(family.costs, 1 / min(setting.wait_n, setting.depth))
-    rate_per_s, sessions = rate * 1e3, setting.sessions
-    found = model.batch(setting.wait_n, setting.depth, rate_per_s / sessions, setting.min_wait_s)
-    active = max(1, round(sessions * (setting.depth - (found - 1) / 2)))
-    delay = model.delay_of(stations, active, rate_per_s)
-    family.costs = replace(family.costs, delay_s=delay)
-    if delay == 0:
+def _find_times(family: Family, shallow: Sequence[Run], deep: Sequence[Run]) -> None:
+    """Find the delay, and the stretch with which the deepest point is as slow as it was measured.
+
+    For each stretch the shallowest point gives the delay; the more stretch, the slower the deepest
+    point, so bisection finds it. Where both are one point only the delay can be found.
+    """
+    family.costs = _with_delay(family.costs, shallow)
+    rate, setting = (_median(deep, "iops") or 0.0) * 1e3, setting_of(deep[0])
+    if under_way(deep[0]) > under_way(shallow[0]):
+
+        def excess(stretch: float) -> float:
+            costs = _with_delay(replace(family.costs, stretch=stretch), shallow)
+            expected = predict(costs, setting)
+            return -rate if expected is None else expected.iops - rate
+
+        low, high = 1.0, STRETCH_MAX
+        if excess(low) > 0:
+            for _ in range(STRETCH_STEPS):
+                middle = (low + high) / 2
+                low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+            family.costs = _with_delay(replace(family.costs, stretch=high), shallow)
+    if family.costs.stretch > STRETCH_TOLD:
+        family.notes.append(
+            f"an operation took {family.costs.stretch:.1f} times its CPU time even at the deepest "
+            "point: cores were taken by others, or something waits that the model does not know"
+        )
+    if family.costs.delay_s == 0:
         family.notes.append(
             "at the shallowest point CPU time explains all of the latency, or more than all of it"
         )
+
+
+def _with_delay(costs: Costs, runs: Sequence[Run]) -> Costs:
+    """The same costs with the delay that explains these runs. Raises Uncalibrated."""
+    setting, rate = setting_of(runs[0]), _median(runs, "iops")
+    if not rate:
+        raise Uncalibrated("operations a second were not measured")
+    stations = setting.layout.stations(costs, 1 / min(setting.wait_n, setting.depth))
+    rate_per_s, sessions = rate * 1e3, setting.sessions
+    found = model.batch(setting.wait_n, setting.depth, rate_per_s / sessions, setting.min_wait_s)
+    active = max(1, round(sessions * (setting.depth - (found - 1) / 2)))
+    return replace(costs, delay_s=model.delay_of(stations, active, rate_per_s))
 
 
 def _layout(run: Run) -> Layout:

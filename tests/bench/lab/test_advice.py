@@ -30,8 +30,9 @@ def simulated(stations, delay_s, depth, n, min_wait_s):
 class SimulatedMachine(builder.Machine):
     """Throughput comes from a simulation of what an operation costs; CPU is what it costs."""
 
-    def __init__(self, host=8.0, engine=12.0, smp=22.0, wake=0.0, delay=30.0):
+    def __init__(self, host=8.0, engine=12.0, smp=22.0, wake=0.0, delay=30.0, stretch=1.0):
         self.costs = host, engine, smp, wake
+        self.stretch = stretch
         self.delay = delay
         super().__init__(noise=0.002, iops=self.rate, host_us=self.host, engine_us=self.engine)
 
@@ -44,9 +45,10 @@ class SimulatedMachine(builder.Machine):
         return self.costs[1]
 
     def rate(self, point):
-        stations = [(self.host(point) * US, point["hosts"])]
+        us = US * self.stretch
+        stations = [(self.host(point) * us, point["hosts"])]
         if point["placement"] != "inline":
-            stations.append((self.engine(point) * US, point["engines"]))
+            stations.append((self.engine(point) * us, point["engines"]))
         n = point["wait_n"] or 1
         return simulated(tuple(stations), self.delay * US, point["depth"], n, point["wait_us"] * US)
 
@@ -85,6 +87,23 @@ def test_depths_that_were_held_out_are_predicted(tmp_path):
         assert len(held_out) == 4 * 4
         assert all(abs(r.share) < 0.03 for r in held_out)
         assert family.error() < 0.02
+
+
+def test_cores_that_others_take_are_found_and_told(tmp_path):
+    """An operation takes twice its CPU time: the model has to learn that from two points."""
+    sweep = {"placement": ["inline", "stream"], "depth": DEPTHS}
+    for family in families(tmp_path, SimulatedMachine(stretch=2.0), sweep):
+        assert family.costs.stretch == pytest.approx(2, rel=0.03)
+        assert family.costs.delay_s == pytest.approx(30 * US, rel=0.1)
+        assert family.error() < 0.03
+        assert "2.0 times its CPU time" in " ".join(family.notes)
+
+
+def test_nothing_is_stretched_where_nobody_takes_a_core(tmp_path):
+    sweep = {"placement": ["inline", "stream"], "depth": DEPTHS}
+    for family in families(tmp_path, SimulatedMachine(), sweep):
+        assert family.costs.stretch < 1.03
+        assert not any("times its CPU time" in note for note in family.notes)
 
 
 def test_splits_that_were_held_out_are_predicted(tmp_path):
