@@ -69,10 +69,13 @@ def size(count: int) -> str:
 
 
 def point(fields: Mapping[str, Any], names: Iterable[str]) -> str:
-    """The named fields of a point on one line; what explains itself goes without its name."""
+    """The named fields of a point on one line; what explains itself goes without its name.
+
+    A field without a value is left away: it had no part in that run.
+    """
     words = []
     for name in names:
-        if name in fields:
+        if fields.get(name) is not None:
             shown = value(name, fields[name])
             head, _, unit = field(name).removesuffix(")").partition(" (")
             words.append(shown if name in PLAIN else f"{head} {shown} {unit}".rstrip())

@@ -174,13 +174,22 @@ class Results:
         return [name for name in ids if name not in there]
 
     def points(self) -> dict[Point, list[Run]]:
-        """The measured runs by point, repeats together in their order."""
+        """The measured runs by point, repeats together in their order.
+
+        SMP comes first, the rest by size and name, field by field, whatever the order of the runs.
+        """
         found: dict[Point, list[Run]] = {}
         for run in self.done:
             found.setdefault(run.key, []).append(run)
         for repeats in found.values():
             repeats.sort(key=lambda run: run.repeat)
-        return found
+        names = varying(self.done)
+
+        def place(key: Point) -> list[tuple[str, float]]:
+            values = dict(key)
+            return [sortable(values.get(name)) for name in names]
+
+        return {key: found[key] for key in sorted(found, key=place)}
 
     def varying(self) -> dict[str, list[Value]]:
         """The fields of which the runs hold more than one value, each with its values in order."""
@@ -281,6 +290,13 @@ def bins(kept: Mapping[str, Any]) -> list[tuple[float, float, int]]:
     if any(high <= low or n < 0 for low, high, n in found) or lows != sorted(set(lows)):
         raise NotARun("latency_histogram: the bins are not in order, or a count is negative")
     return found
+
+
+def sortable(value: Value) -> tuple[str, float]:
+    """What to sort a field's value by: numbers by size and before texts, SMP before all others."""
+    if value is None or value == SMP:
+        return "", -math.inf
+    return ("", float(value)) if isinstance(value, int | float) else (value, 0.0)
 
 
 def varying(runs: Sequence[Run]) -> dict[str, list[Value]]:

@@ -12,7 +12,7 @@ from bench.lab import labels, statistics
 from bench.lab.answers import WORKLOAD
 from bench.lab.metrics import METRICS, Metric
 from bench.lab.report.document import ALONE, Figure, Panel, Raw, Series, parts, slug
-from bench.lab.results import Results, Run, Value, telling, varying
+from bench.lab.results import Results, Run, Value, sortable, telling, varying
 from bench.lab.statistics import Interval
 
 PANELS_MAX: Final = 6
@@ -75,7 +75,8 @@ def build(results: Results, wanted: Wanted, machine_line: str) -> list[Figure]:
     there = spots(results, metric, wanted.where)
     series, used = (_bars if wanted.kind == "bars" else _lines)(there, wanted)
     panels = _panels(series, wanted.lines_max)
-    what = wanted.what or f"{_capital(metric.label)} against {labels.field(wanted.x)}"
+    over = "by workload" if wanted.kind == "bars" else f"against {labels.field(wanted.x)}"
+    what = wanted.what or f"{_capital(metric.label)} {over}"
     x_label = "workload" if wanted.kind == "bars" else labels.field(wanted.x)
     if wanted.x.endswith("_bytes") and wanted.kind == "lines":
         x_label += " (bytes)"
@@ -181,7 +182,7 @@ def _bars(there: Sequence[Spot], wanted: Wanted) -> tuple[list[Series], list[Spo
         groups.setdefault(labels.point(spot.point, how), []).append(spot)
     series = []
     for label, found in groups.items():
-        found.sort(key=lambda spot: [_sortable(spot.point.get(n)) for n in work])
+        found.sort(key=lambda spot: [sortable(spot.point.get(n)) for n in work])
         places = [labels.point(spot.point, work) or "the workload" for spot in found]
         series.append(_series(label, places, found))
     return sorted(series, key=lambda each: _smp_first(each.label)), list(there)
@@ -231,12 +232,6 @@ def _alt(what: str, metric: Metric, panels: Sequence[Panel]) -> str:
 
 def _smp_first(label: str) -> tuple[bool, str]:
     return "SMP" not in label, ""
-
-
-def _sortable(value: Value) -> tuple[str, float, str]:
-    if isinstance(value, int | float):
-        return "", float(value), ""
-    return "text", 0.0, str(value)
 
 
 def _plain(value: Value) -> str:

@@ -87,7 +87,7 @@ def _answer(sets: Sequence[Results]) -> Section:
         if not found:
             continue
         any_answer = True
-        where = f"In {results.experiment}: " if len(sets) > 1 else ""
+        where = f"{results.experiment}: " if len(sets) > 1 else ""
         section.blocks.append(Paragraph(where + answers.headline(found), strong=True))
         shown = [metric for metric in ANSWERED if _any(found, metric)]
         section.blocks.append(Bullets(tuple(answers.summary(found, m) for m in shown)))
@@ -190,7 +190,7 @@ def _what_ran(results: Results) -> str:
     many = f"{repeats[0]}" if len(repeats) == 1 else f"{repeats[0]} to {repeats[-1]}"
     swept = "; ".join(
         f"{labels.field(name)}: {', '.join(labels.value(name, v) for v in values)}"
-        for name, values in results.varying().items()
+        for name, values in telling(runs).items()
     )
     text = f"{len(runs)} runs of {len(points)} points, {many} repeats of each. "
     if swept:

@@ -34,6 +34,14 @@ def test_repeats_of_one_point_are_together(place):
     assert {tuple(run.repeat for run in runs) for runs in points.values()} == {(0, 1, 2)}
 
 
+def test_points_are_in_one_order_whatever_the_order_of_the_runs(tmp_path):
+    sweep = {"depth": [32, 1, 4], "placement": ["stream", "datamover", "inline"]}
+    found = load(builder.write(tmp_path / "mixed", sweep, repeats=1)).points()
+    order = [(dict(key)["placement"], dict(key)["depth"]) for key in found]
+    ways = ["inline", "datamover", "stream"]
+    assert order == [(way, depth) for way in ways for depth in (1, 4, 32)]
+
+
 def test_the_fields_that_vary_are_found_with_their_values(place):
     swept = {"placement": ["inline", "stream"], "depth": [1, 32]}
     found = load(place)
