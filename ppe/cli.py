@@ -38,6 +38,7 @@ PLUGIN_HELP: Final = {
     "target": "serve iSCSI LUNs",
     "bench": "measure queues, waits, engines and iSCSI",
     "experiment": "compare SMP with AMP and other settings here",
+    "advise": "recommend a split of the cores from what was measured",
 }
 
 

@@ -23,7 +23,7 @@ MISSING = pytest.StashKey[list[str]]()
 
 # Tools that are not programs on the path, and how to see that they are there.
 PLUGINS = {"qemu-iscsi": "/usr/lib*/*/qemu/block-iscsi.so"}
-MODULES = {"pyscsi"}
+MODULES = {"pyscsi", "matplotlib"}
 HEADERS = {"verbs.h": "infiniband/verbs.h", "rdma_cma.h": "rdma/rdma_cma.h"}
 PACKAGES = {
     "tgtd": "tgt",
@@ -49,6 +49,7 @@ PACKAGES = {
     "make": "make",
     "g++": "g++",
     "pyscsi": "pyscsi (pip)",
+    "matplotlib": "matplotlib (pip)",
     "pyverbs": "python3-pyverbs",
     "verbs.h": "libibverbs-dev",
     "rdma_cma.h": "librdmacm-dev",
