@@ -67,8 +67,9 @@ class Running:
 def started(point: Point, cores: Cores) -> Iterator[Running]:
     """Have the processes of a run inside the block. Raises PeerFailed, Unavailable."""
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ppe-lab-"))
-        engine = None
+        folder, engine = "", None
+        if point.placement != INLINE or point.target == "tgt":
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ppe-lab-"))
         if point.placement != INLINE:
             engine = Engine(folder, cores.engine, point.idle, awaited=True)
             stack.callback(engine.close)
