@@ -113,14 +113,20 @@ def _take(engine: int, index: int, wc: int) -> int:
 
 
 @nopython
-def _told(engine: int, index: int) -> int:
-    """Work is over: let it take effect, post what follows, tell the host."""
+def _told(engine: int, index: int, is_here: int) -> int:
+    """Work is over: let it take effect, post what follows, tell the host. `is_here`: the
+    engine's WC is a completion, and there may be more.
+    """
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
     wc = rnic_at(engine_at(engine)[0]["rnic"])[0]["wc"]
-    while endpoint["state"] == CONNECTED and queue.wc_next(engine, index, wc):
+    if not is_here:
+        is_here = queue.wc_next(engine, index, wc)
+    while endpoint["state"] == CONNECTED and is_here:
         broken = _take(engine, index, wc)
         if broken < 0:
             break_endpoint(engine, index, broken)
+            return 0
+        is_here = queue.wc_next(engine, index, wc)
     if endpoint["state"] == CONNECTED:
         _go_on(engine, index)
     return 0
@@ -165,7 +171,7 @@ def _work(engine: int, channel: int, wqe: int, place: int) -> int:
     if entry["length"] != 0:
         client = row_at(channel_row_of(engine, channel))[0]["client"]
         address = resolve(engine, client, entry["region"], entry["offset"], entry["length"])
-        if address == 0:
+        if address == 0 or not queue.reaches(engine, index, address, entry["length"]):
             return refuse(engine, channel, wqe, EFAULT)
     operation = new_operation(engine, wqe, index, address)
     if operation == NONE:
@@ -233,12 +239,12 @@ def serve(engine: int, first: int, second: int, what: int) -> int:
 
     `what & 7`: WORK: an operation of channel `first`, the WQE at `second`, on the endpoint
     `what >> 6`, of `what >> 3 & 7` slots. Else the endpoint `first`: START; TOLD: completions are
-    there; END with the status `second`; USES: 1 if it needs memory from `second` on, `what >> 3`
-    bytes of it.
+    there, the engine's WC is the first if `second` is not 0; END with the status `second`; USES: 1
+    if it needs memory from `second` on, `what >> 3` bytes of it.
     """
     action = what & ACTION_MASK
     if action == TOLD:
-        return _told(engine, first)
+        return _told(engine, first, second)
     if action == WORK:
         return _work(engine, first, second, what >> ACTION_BITS)
     if action == START:

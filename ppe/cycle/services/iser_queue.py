@@ -2,7 +2,8 @@
 at for what is over, let go of. Work requests name memory by addresses that were checked; its key is
 put in here. Nothing of a connection is in a domain of its client: its keys and tags are its own.
 
-The one rule: whatever depends on the RNIC is here and in `iser_tags`, and nowhere above.
+The one rule: whatever depends on the RNIC is here, in `iser_device` and in `iser_tags`, and nowhere
+above.
 """
 
 import errno
@@ -12,6 +13,7 @@ from ppe.cycle.endpoints import endpoint_id, endpoint_of, queue_transmit
 from ppe.cycle.records import NONE, endpoint_at, engine_at
 from ppe.cycle.rnic import memory
 from ppe.cycle.rnic.records import SGE_SIZE, WR_SGES, rq_at, sge_at, wr_at
+from ppe.cycle.services import iser_device as device
 from ppe.cycle.services import iser_tags as tags
 from ppe.cycle.services import rdma_core as core
 from ppe.cycle.services.mover_records import mover_at
@@ -33,6 +35,8 @@ def take_over(engine: int, index: int) -> int:
     """The protocol has the queue pair from now on: 0, -EBUSY if something is posted to it, or if
     others have a part in it, or -errno.
     """
+    if device.is_device(engine, index):
+        return device.take_over(engine, index)
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
     mover, held = mover_at(endpoint["mover"])[0], held_at(endpoint["qp"])[0]
     rq = core.rq_of(held["core"])
@@ -55,6 +59,8 @@ def take_over(engine: int, index: int) -> int:
 @nopython
 def post_recv(engine: int, index: int, wr: int) -> int:
     """Post a receive: 0 or -errno."""
+    if device.is_device(engine, index):
+        return device.post_recv(engine, index, wr)
     _name_memory(engine, index, wr)
     return core.post_recv(core.rq_of(_qp(engine, index)), wr)
 
@@ -62,6 +68,8 @@ def post_recv(engine: int, index: int, wr: int) -> int:
 @nopython
 def post_send(engine: int, index: int, wr: int) -> int:
     """Post anything else, and have it sent: 0 or -errno."""
+    if device.is_device(engine, index):
+        return device.post_send(engine, index, wr)
     _name_memory(engine, index, wr)
     outcome = core.post_send(_qp(engine, index), wr)
     if outcome >= 0:
@@ -70,16 +78,28 @@ def post_send(engine: int, index: int, wr: int) -> int:
 
 
 @nopython
+def reaches(engine: int, index: int, address: int, length: int) -> bool:
+    """Whether the RNIC reaches some of the engine's memory for this connection."""
+    return not device.is_device(engine, index) or device.reaches(engine, index, address, length)
+
+
+@nopython
 def wc_next(engine: int, index: int, wc: int) -> bool:
-    """Fill in the next WC, in the manual's order; False if nothing more is over."""
+    """Fill in the next WC, in the manual's order; False if nothing more is over, or if completions
+    are handed over one by one (TOLD).
+    """
+    if device.is_device(engine, index):
+        return False
     return core.wc_next(_qp(engine, index), wc)
 
 
 @nopython
 def let_go(engine: int, index: int) -> None:
     """The connection is over: completions that nobody looks at any more are dropped, its keys and
-    tags are gone.
+    tags are gone. What a device has of it, it has until the control plane ends the queue pair.
     """
+    if device.is_device(engine, index):
+        return
     qp, wc = _qp(engine, index), rnic_at(engine_at(engine)[0]["rnic"])[0]["wc"]
     while core.wc_next(qp, wc):
         pass  # Whatever they say, everything ends now.
