@@ -54,8 +54,8 @@ class InlineHandle:
         )
         self._port = ControlPort(self._tables, inline=True)
         self._port.start()
-        self._movers = Movers(self._port, MOVERS_BYTES_MAX, MOVERS_BYTES_MAX)
         self._rnics = Rnics(self._port, RNICS_BYTES_MAX, RNICS_BYTES_MAX)
+        self._movers = Movers(self._port, MOVERS_BYTES_MAX, MOVERS_BYTES_MAX, self._rnics)
         self._arenas = Arenas(self._register, arena_size)
         self._channels: dict[PostingChannel, tuple[int, Segment, int]] = {}
         self._numbers = list(range(LIMITS.channels - 1, 0, -1))

@@ -78,9 +78,11 @@ class EngineThread:
             self.tables = EngineTables(self._limits, self._settings, self.number)
             self.tables.load_datamover()
             self.port = ControlPort(self.tables, inline=False)
-            self.movers = Movers(self.port, MOVERS_BYTES_MAX, self._client_connection_bytes)
             self.rnics = Rnics(
                 self.port, RNICS_BYTES_MAX, self._client_connection_bytes, self._rdma_devices
+            )
+            self.movers = Movers(
+                self.port, MOVERS_BYTES_MAX, self._client_connection_bytes, self.rnics
             )
             self.port.start()
             self._started.lock_complaint = self.tables.lock_memory()

@@ -140,6 +140,7 @@ class QpHold:
     srq: SrqHold | None
     polled: Polled
     completions: int
+    lent: list[int] = field(default_factory=list)  # keys of memory that goes with it
 
 
 class Objects:
@@ -196,6 +197,25 @@ class Objects:
         regions = self._domain(domain).regions
         self._port.order_verbs(ORDER_DEREGISTER, self.channel, arg0=lkey, domain=domain)
         regions.pop(lkey).close()
+
+    def lend(self, name: int, address: int, length: int, access: int) -> tuple[int, int]:
+        """Register memory for one queue pair, with which it goes: the engine's key, by which it is
+        named with the engine's addresses, and the device's rkey.
+        """
+        hold = self.qps[name]
+        domain = self._domain_of(hold)
+        key, rkey = self.register(domain, address, length, address, access)
+        hold.lent.append(key)
+        return key, rkey
+
+    def take_back(self, name: int) -> None:
+        """Take back what was lent to a queue pair that has nothing under way."""
+        hold = self.qps[name]
+        while hold.lent:
+            self.deregister(self._domain_of(hold), hold.lent.pop())
+
+    def _domain_of(self, hold: QpHold) -> int:
+        return next(name for name, each in self.domains.items() if each is hold.domain)
 
     def make_srq(self, domain: int, depth: int) -> int:
         """Id of a new shared receive queue."""
@@ -283,6 +303,7 @@ class Objects:
     def _retire_qp(self, name: int) -> None:
         hold = self.qps[name]
         self._end(name, hold.qp)
+        self.take_back(name)
         hold.polled.spoken_for -= hold.completions
         hold.polled.queue_pairs -= 1
         del self.qps[name]

@@ -106,6 +106,13 @@ class Devices:
             opened = self._opened[name] = OpenDevice(self._port, name)
         return opened
 
+    def owner(self, channel: int, endpoint: int) -> Objects | None:
+        """Whose queue pair an endpoint of a channel is, if it is a device's."""
+        for (number, _), share in self._shares.items():
+            if number == channel and endpoint in share.objects.qps:
+                return share.objects
+        return None
+
     def leave(self, channel: int) -> None:
         """A channel is about to go: devices let go of what it had."""
         for key in [key for key in self._shares if key[0] == channel]:

@@ -1,16 +1,22 @@
 """Datamover endpoints as the control plane makes them: for one connection, after its login."""
 
+import contextlib
+import errno
+import os
 import secrets
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from iscsi.wire.iser.registration import REGISTRATIONS
+from iscsi.wire.iser.registration import POOL, REGISTRATIONS
 from iscsi.wire.lun import LUN
 from iscsi.wire.mover_spec import INITIATOR, UNITS_MAX, MoverSpec
 from ppe.cycle.blocks import Blocks
 from ppe.cycle.control_port import ControlPort
+from ppe.cycle.records import REGION
+from ppe.cycle.rnics import Rnics
+from ppe.cycle.services.iser_lent import LENT_SIZE, PIECES_MAX, build_lent
 from ppe.cycle.services.mover_records import (
     INITIATOR_ROLE,
     MOVER,
@@ -23,7 +29,13 @@ from ppe.cycle.services.mover_records import (
 )
 from shm.atomics import load_acquire
 from shm.jit import entry
+from shm.verbs_numbers import ACCESS_LOCAL_WRITE, ACCESS_REMOTE_READ, ACCESS_REMOTE_WRITE
 from shm.view import address_of, window
+
+if TYPE_CHECKING:
+    from ppe.cycle.device_objects import Objects
+
+BOTH_WAYS = ACCESS_LOCAL_WRITE | ACCESS_REMOTE_READ | ACCESS_REMOTE_WRITE
 
 
 @entry("boolean(intp)")
@@ -33,11 +45,13 @@ def _is_over(mover: int) -> bool:
 
 class Movers:
     """The datamover blocks of one engine. `limit`: bytes of all together; `client_limit`: of those
-    that connections of one client use.
+    that connections of one client use; `rnics`: whose queue pairs connections may be.
     """
 
-    def __init__(self, port: ControlPort, limit: int, client_limit: int) -> None:
-        self._port = port
+    def __init__(
+        self, port: ControlPort, limit: int, client_limit: int, rnics: Rnics | None = None
+    ) -> None:
+        self._port, self._rnics = port, rnics
         self._blocks = Blocks("connections of datamovers", _is_over, limit, client_limit)
         self._tables: dict[tuple[int, int], NDArray[Any]] = {}
 
@@ -61,12 +75,15 @@ class Movers:
         if words < 0 or (home[1] + words) % 8 or words > home[2] - MOVER_WORDS.itemsize:
             raise ValueError(f"the words at {words} do not lie in {home[2]} bytes")
         luns = self._luns_of(channel, table, spec)
+        owner = self._owner(channel, endpoint, spec)
         if spec.iser is None:
             self._port.tables.load_datamover()
         else:
             self._port.tables.load_iser()
         tags = self._tags_size(spec)
-        with self._blocks.block(client, MOVER.itemsize + spec.size + tags) as start:
+        lent = MOVER.itemsize + spec.size + tags
+        size = lent + (LENT_SIZE if owner is not None else 0)
+        with self._blocks.block(client, size) as start, contextlib.ExitStack() as undo:
             mover = window(start, 1, MOVER)[0]
             mover["role"] = INITIATOR_ROLE if spec.role == INITIATOR else TARGET_ROLE
             mover["conn"], mover["words"] = start + MOVER.itemsize, words
@@ -80,7 +97,51 @@ class Movers:
                 tags_record["strategy"] = REGISTRATIONS.index(spec.iser.registration)
                 tags_record["iser"] = mover["iser"]
             spec.build(start + MOVER.itemsize, luns)
+            if owner is not None:
+                undo.callback(owner.take_back, endpoint)
+                mover["lent"] = start + lent
+                self._lend(owner, client, endpoint, start, lent)
             self._port.enable_mover(channel, endpoint, start, home, pool, table)
+            undo.pop_all()
+
+    def _owner(self, channel: int, endpoint: int, spec: MoverSpec) -> "Objects | None":
+        """Whose queue pair it is, if it is a verbs device's. Raises ValueError for what such a one
+        cannot be used for.
+        """
+        if spec.iser is None or self._rnics is None:
+            return None
+        owner = self._rnics.owner(channel, endpoint)
+        if owner is None:
+            return None
+        name = owner.opened.device.name
+        if spec.role != INITIATOR:
+            raise ValueError(f"over the RDMA device {name} the engine carries no targets")
+        if spec.iser.registration != POOL:
+            raise ValueError(
+                f"registration {spec.iser.registration!r}: over the RDMA device {name} buffers are "
+                f"opened by region, which is {POOL!r}"
+            )
+        return owner
+
+    def _lend(self, owner: "Objects", client: int, endpoint: int, start: int, size: int) -> None:
+        """Have the device register the connection's block, `size` bytes and then the list of what
+        is registered, and its client's regions; the peer reaches those alone.
+        """
+        regions = self._regions_of(client)
+        if len(regions) >= PIECES_MAX:
+            raise OSError(errno.ENOBUFS, f"{len(regions)} regions: {os.strerror(errno.ENOBUFS)}")
+        key, _ = owner.lend(endpoint, start, size, ACCESS_LOCAL_WRITE)
+        pieces = [(start, size, key, 0)]
+        for address, length in regions:
+            pieces.append((address, length, *owner.lend(endpoint, address, length, BOTH_WAYS)))
+        build_lent(start + size, pieces)
+
+    def _regions_of(self, client: int) -> list[tuple[int, int]]:
+        """Address and size of each region of a client, which only this thread adds and removes."""
+        engine = self._port.tables.engine[0]
+        rows = window(int(engine["regions"]), int(engine["region_count"]), REGION)
+        mine = rows[(rows["address"] != 0) & (rows["client"] == client)]
+        return [(int(row["address"]), int(row["size"])) for row in mine]
 
     def _tags_size(self, spec: MoverSpec) -> int:
         """Bytes for the tags of an initiator's buffers over a queue pair."""

@@ -15,6 +15,7 @@ from shm.verbs import ORDER_DOMAIN, ORDER_ENABLE, ORDER_SRQ
 from shm.view import window
 
 if TYPE_CHECKING:
+    from ppe.cycle.device_objects import Objects
     from ppe.cycle.devices import Devices
 
 
@@ -72,6 +73,10 @@ class Rnics:
 
             self._devices = Devices(self._port, *self._limits, self._allowed)
         return self._devices
+
+    def owner(self, channel: int, endpoint: int) -> "Objects | None":
+        """Whose queue pair an endpoint of a channel is, if it is a verbs device's."""
+        return None if self._devices is None else self._devices.owner(channel, endpoint)
 
     def leave(self, channel: int) -> None:
         """A channel is about to be detached: what it had of verbs devices goes first."""

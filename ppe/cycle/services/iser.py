@@ -1,6 +1,7 @@
-"""The datamover over a queue pair: `iscsi.wire.iser`'s halves on one side, the RNIC's work requests
-on the other. The RDMA service moves the bytes; this one is called when work is posted and when some
-is over. Nothing a connection uses is in a domain of its client: its tags are its own.
+"""The datamover over a queue pair: `iscsi.wire.iser`'s halves on one side, work requests on the
+other. Whoever moves the bytes calls this service when some are over; hosts call it with their work.
+
+The one rule: which RNIC lies below is not known here; `iser_queue` is what there is of it.
 """
 
 import ctypes
@@ -12,16 +13,14 @@ from iscsi.wire.iser import initiator, target, work
 from iscsi.wire.iser.records import KIND_RELEASE, send_at
 from iscsi.wire.mover import event_at, post_at
 from iscsi.wire.port import READY, is_empty
-from ppe.cycle.endpoints import endpoint_id, endpoint_of, queue_transmit
+from ppe.cycle.endpoints import endpoint_of
 from ppe.cycle.operations import channel_row_of, complete_now, new_operation, refuse
 from ppe.cycle.records import CONNECTED, NONE, endpoint_at, engine_at, row_at
 from ppe.cycle.regions import resolve
-from ppe.cycle.rnic import memory
-from ppe.cycle.rnic.iwarp.records import qp_at
-from ppe.cycle.rnic.records import SGE_SIZE, WR_SGES, rq_at, sge_at, wc_at, wr_at
+from ppe.cycle.rnic.records import wc_at, wr_at
+from ppe.cycle.services import iser_queue as queue
 from ppe.cycle.services import iser_tags as tags
 from ppe.cycle.services import mover_roles as roles
-from ppe.cycle.services import rdma_core as core
 from ppe.cycle.services.mover_events import fill_post, finish_by_event
 from ppe.cycle.services.mover_news import leave_line, tell
 from ppe.cycle.services.mover_records import (
@@ -35,58 +34,20 @@ from ppe.cycle.services.mover_records import (
     mover_at,
 )
 from ppe.cycle.services.mover_units import look_at_fences
-from ppe.cycle.services.rdma_records import held_at, rnic_at
+from ppe.cycle.services.rdma_records import rnic_at
 from ppe.cycle.services.stream_ends import break_endpoint, table_full
 from shm.jit import callback, nopython
 from shm.records import wqe_at
-from shm.verbs_numbers import (
-    ACCESS_LOCAL_WRITE,
-    ACCESS_MW_BIND,
-    WC_LOCAL_INV,
-    WC_RECV,
-    WC_WITH_INV,
-)
+from shm.verbs_numbers import WC_LOCAL_INV, WC_RECV, WC_WITH_INV
 
 EINVAL: Final = -errno.EINVAL
 EFAULT: Final = -errno.EFAULT
-EBUSY: Final = -errno.EBUSY
 PENDING: Final = roles.PENDING
 SLOTS_MASK: Final = 7
 PARTS: Final = ctypes.c_int64
-# The one key for all memory of the engine: local, so that no peer can use it. It begins behind the
-# page that no address is in.
-FIRST_ADDRESS: Final = 4096
-EVERYTHING: Final = 1 << 47
-# Domains of connections lie apart from those of clients, which are ids of endpoints.
-DOMAIN_BIT: Final = 1 << 40
-
-
-@nopython
-def _table(engine: int) -> int:
-    return int(rnic_at(engine_at(engine)[0]["rnic"])[0]["table"])
-
-
-@nopython
-def _qp(engine: int, index: int) -> int:
-    return int(held_at(endpoint_at(endpoint_of(engine, index))[0]["qp"])[0]["core"])
-
-
-@nopython
-def _domain(engine: int, index: int) -> int:
-    return endpoint_id(engine, index) | DOMAIN_BIT
 
 
 # --- work requests -------------------------------------------------------------------------------
-
-
-@nopython
-def _name_memory(mover: int, wr: int) -> None:
-    """Give the pieces of a WR, whose addresses were checked, the key they have with the RNIC."""
-    mine, request = mover_at(mover)[0], wr_at(wr)[0]
-    for index in range(request["sge_count"]):
-        place = sge_at(wr + WR_SGES + SGE_SIZE * index)[0]
-        place["addr"] = memory.wrap(place["addr"] + mine["skew"])
-        place["lkey"] = mine["key"]
 
 
 @nopython
@@ -116,10 +77,9 @@ def _pump(engine: int, index: int) -> None:
     """Post what the protocol has to post."""
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
     mover = mover_at(endpoint["mover"])[0]
-    qp, wr = _qp(engine, index), rnic_at(engine_at(engine)[0]["rnic"])[0]["wr"]
+    wr = rnic_at(engine_at(engine)[0]["rnic"])[0]["wr"]
     while work.receive_next(mover["iser"], wr):
-        _name_memory(endpoint["mover"], wr)
-        outcome = core.post_recv(core.rq_of(qp), wr)
+        outcome = queue.post_recv(engine, index, wr)
         if outcome < 0:
             break_endpoint(engine, index, outcome)
             return
@@ -127,12 +87,10 @@ def _pump(engine: int, index: int) -> None:
         if wr_at(wr)[0]["opcode"] == work.WR_TAG:
             _open(engine, index, wr)
             continue
-        _name_memory(endpoint["mover"], wr)
-        outcome = core.post_send(qp, wr)
+        outcome = queue.post_send(engine, index, wr)
         if outcome < 0:
             break_endpoint(engine, index, outcome)
             return
-        queue_transmit(engine, index)
 
 
 @nopython
@@ -155,14 +113,20 @@ def _take(engine: int, index: int, wc: int) -> int:
 
 
 @nopython
-def _told(engine: int, index: int) -> int:
-    """Work is over: let it take effect, post what follows, tell the host."""
+def _told(engine: int, index: int, is_here: int) -> int:
+    """Work is over: let it take effect, post what follows, tell the host. `is_here`: the
+    engine's WC is a completion, and there may be more.
+    """
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
-    qp, wc = _qp(engine, index), rnic_at(engine_at(engine)[0]["rnic"])[0]["wc"]
-    while endpoint["state"] == CONNECTED and core.wc_next(qp, wc):
+    wc = rnic_at(engine_at(engine)[0]["rnic"])[0]["wc"]
+    if not is_here:
+        is_here = queue.wc_next(engine, index, wc)
+    while endpoint["state"] == CONNECTED and is_here:
         broken = _take(engine, index, wc)
         if broken < 0:
             break_endpoint(engine, index, broken)
+            return 0
+        is_here = queue.wc_next(engine, index, wc)
     if endpoint["state"] == CONNECTED:
         _go_on(engine, index)
     return 0
@@ -207,7 +171,7 @@ def _work(engine: int, channel: int, wqe: int, place: int) -> int:
     if entry["length"] != 0:
         client = row_at(channel_row_of(engine, channel))[0]["client"]
         address = resolve(engine, client, entry["region"], entry["offset"], entry["length"])
-        if address == 0:
+        if address == 0 or not queue.reaches(engine, index, address, entry["length"]):
             return refuse(engine, channel, wqe, EFAULT)
     operation = new_operation(engine, wqe, index, address)
     if operation == NONE:
@@ -230,23 +194,9 @@ def _work(engine: int, channel: int, wqe: int, place: int) -> int:
 @nopython
 def _start(engine: int, index: int) -> int:
     """Take a queue pair over that has nothing posted: 0 or -errno."""
-    endpoint = endpoint_at(endpoint_of(engine, index))[0]
-    mover, held = mover_at(endpoint["mover"])[0], held_at(endpoint["qp"])[0]
-    rq = core.rq_of(held["core"])
-    if held["shared"] != NONE or held["started"] == 0 or rq_at(rq)[0]["posted"] != 0:
-        return EBUSY
-    domain = _domain(engine, index)
-    skewed = memory.wrap(FIRST_ADDRESS + mover["skew"])
-    access = ACCESS_LOCAL_WRITE | ACCESS_MW_BIND  # which no peer can use either
-    key = memory.register(_table(engine), domain, domain, FIRST_ADDRESS, EVERYTHING, skewed, access)
-    if key < 0:
-        return key
-    mover["key"] = key
-    if mover["tags"] != 0:
-        number = qp_at(held["core"])[0]["number"]
-        tags.begin(mover["tags"], _table(engine), domain, number, key, mover["skew"])
-    qp_at(held["core"])[0]["pd"] = domain
-    rq_at(rq)[0]["pd"] = domain
+    outcome = queue.take_over(engine, index)
+    if outcome < 0:
+        return outcome
     _pump(engine, index)
     return 0
 
@@ -258,10 +208,7 @@ def _end(engine: int, index: int, status: int) -> int:
     """
     mine = engine_at(engine)[0]
     mover = mover_at(endpoint_at(endpoint_of(engine, index))[0]["mover"])[0]
-    qp, wc = _qp(engine, index), rnic_at(mine["rnic"])[0]["wc"]
-    while core.wc_next(qp, wc):
-        pass  # Whatever they say, everything ends now.
-    memory.remove_client(_table(engine), _domain(engine, index))
+    queue.let_go(engine, index)
     leave_line(engine, index)
     event = event_at(mine["event"])[0]
     roles.end(mover["role"], mover["conn"], status)
@@ -292,12 +239,12 @@ def serve(engine: int, first: int, second: int, what: int) -> int:
 
     `what & 7`: WORK: an operation of channel `first`, the WQE at `second`, on the endpoint
     `what >> 6`, of `what >> 3 & 7` slots. Else the endpoint `first`: START; TOLD: completions are
-    there; END with the status `second`; USES: 1 if it needs memory from `second` on, `what >> 3`
-    bytes of it.
+    there, the engine's WC is the first if `second` is not 0; END with the status `second`; USES: 1
+    if it needs memory from `second` on, `what >> 3` bytes of it.
     """
     action = what & ACTION_MASK
     if action == TOLD:
-        return _told(engine, first)
+        return _told(engine, first, second)
     if action == WORK:
         return _work(engine, first, second, what >> ACTION_BITS)
     if action == START:

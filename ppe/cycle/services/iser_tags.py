@@ -13,6 +13,7 @@ from ppe.cycle.records import engine_at, region_at
 from ppe.cycle.regions import region_of
 from ppe.cycle.rnic import memory, windows
 from ppe.cycle.rnic.records import mr_at
+from ppe.cycle.services.iser_lent import piece_at, piece_of
 from ppe.cycle.services.mover_records import KEPT_MAX, KEPT_SIZE, TAGS_HEAD, kept_at, tags_at
 from shm.jit import nopython
 from shm.verbs_numbers import (
@@ -49,6 +50,8 @@ def acquire(
     """A tag for a command's buffer, what the peer calls its first byte, and whether it is to be
     kept. The tag is 0 if the table of memory is full.
     """
+    if tags_at(tags)[0]["lent"] != 0:
+        return _lent(tags, address, length)
     strategy = tags_at(tags)[0]["strategy"]
     if strategy == WINDOW:
         return _bind(tags, address, length, access)
@@ -140,6 +143,16 @@ def _bind(tags: int, address: int, length: int, access: int) -> tuple[int, int, 
         memory.deregister(mine["table"], stag, mine["domain"])
         return 0, 0, ONCE
     return int(bound), base, ONCE
+
+
+@nopython
+def _lent(tags: int, address: int, length: int) -> tuple[int, int, bool]:
+    """The tag of the region that a verbs device has registered; peers use the engine's address."""
+    piece = piece_of(tags_at(tags)[0]["lent"], address, length)
+    if piece == 0:
+        return 0, 0, ONCE
+    tags_at(tags)[0]["hits"] += 1
+    return int(piece_at(piece)[0]["rkey"]), address, KEPT_OPEN
 
 
 # --- those that are kept ---------------------------------------------------------------------

@@ -26,7 +26,8 @@ MOVER: Final = record(
     Field("key", "<i8"),
     Field("skew", "<i8"),
     Field("tags", "<i8"),  # and, of an initiator, address of its TAGS
-    size=128,
+    Field("lent", "<i8"),  # over a verbs device: address of LENT, what the device has registered
+    size=192,
 )
 # How an initiator over a queue pair opens its buffers (`iser_tags`).
 TAGS: Final = record(
@@ -43,6 +44,7 @@ TAGS: Final = record(
     Field("misses", "<i8"),
     Field("evictions", "<i8"),
     Field("bypasses", "<i8"),  # tags for one command, because there was no room to keep them
+    Field("lent", "<i8"),  # address of LENT; 0: the tags are made here
     size=128,
 )
 # A tag that is kept: of a buffer, of a region, or an idle window, which has no memory.

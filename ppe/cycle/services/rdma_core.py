@@ -116,6 +116,20 @@ def rq_of(qp: int) -> int:
 
 
 @nopython
+def number_of(qp: int) -> int:
+    """Its number, by which windows know it."""
+    return int(qp_at(qp)[0]["number"])
+
+
+@nopython
+def move_to_domain(qp: int, domain: int) -> None:
+    """Have it and its receive queue, to which nothing is posted, use the memory of a domain."""
+    mine = qp_at(qp)[0]
+    mine["pd"] = domain
+    rq_at(mine["rq"])[0]["pd"] = domain
+
+
+@nopython
 def share_rq(qp: int, rq: int) -> None:
     """Have a queue pair that has not begun take its receives from a shared queue."""
     qp_at(qp)[0]["rq"] = rq

@@ -34,6 +34,7 @@ from ppe.cycle.services.mover_records import (
     RECEIVE,
     RELEASE,
     TRANSMIT,
+    USES,
     WORK,
 )
 from ppe.cycle.services.rdma_events import (
@@ -47,6 +48,7 @@ from ppe.cycle.services.rdma_records import held_at, rnic_at
 from ppe.cycle.services.stream_ends import table_full
 from ppe.cycle.services.verbs_ends import PER_PASS, arm, end, end_sending, poll, release
 from ppe.cycle.services.verbs_orders import order
+from shm.call import call_address
 from shm.jit import callback, nopython
 from shm.memory import load_64
 from shm.operations import RDMA_QUERY, RDMA_RECEIVE
@@ -210,7 +212,10 @@ def _poll(engine: int, is_arming: int) -> int:
 
 @nopython
 def _uses(engine: int, index: int, start: int, end_: int) -> int:
-    """1 if memory between two addresses is registered in this domain."""
+    """1 if memory between two addresses is registered in this domain, or a datamover needs it."""
+    if endpoint_at(endpoint_of(engine, index))[0]["mover"] != 0:
+        what = (end_ - start) << ACTION_BITS | USES
+        return call_address(engine_at(engine)[0]["iser"], engine, index, start, what)
     if endpoint_at(endpoint_of(engine, index))[0]["state"] != DOMAIN:
         return 0
     table = rnic_at(engine_at(engine)[0]["rnic"])[0]["table"]
@@ -231,7 +236,7 @@ def serve(engine: int, first: int, second: int, what: int) -> int:
         endpoint = endpoint_at(endpoint_of(engine, first))[0]
         return end_sending(engine, first) if endpoint["qp"] != 0 else 0
     if action == END:
-        return end(engine, first)
+        return end(engine, first, second)
     if action == RELEASE:
         return release(engine, first)
     if action == ORDER:

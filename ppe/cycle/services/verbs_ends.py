@@ -21,13 +21,16 @@ from ppe.cycle.rnic.records import wc_at
 from ppe.cycle.rnic.verbs.loans import give_back, oldest
 from ppe.cycle.rnic.verbs.poll import flush_next, req_notify, wc_next
 from ppe.cycle.rnic.verbs.records import QP_ERROR, qp_at
+from ppe.cycle.services.mover_records import END, TOLD
 from ppe.cycle.services.rdma_events import finish_wc, tell_event
 from ppe.cycle.services.rdma_records import HELD_OVER, HELD_STATE, held_at, rnic_at
+from ppe.cycle.services.stream_ends import break_endpoint
 from shm.atomics import store_release
+from shm.call import call_address
 from shm.jit import nopython
 from shm.memory import load_64, zero_bytes
-from shm.operations import CANCELLED
-from shm.verbs import EVENT_QP_FATAL, WC_MAY_BE_SOLICITED
+from shm.operations import CANCELLED, END_OF_STREAM
+from shm.verbs import EVENT_DISCONNECTED, EVENT_QP_FATAL, WC_MAY_BE_SOLICITED
 from shm.verbs_numbers import WC_RECV, WC_SUCCESS, WC_WR_FLUSH_ERR
 
 PER_PASS: Final = 64  # completions taken from one queue in one pass
@@ -66,6 +69,11 @@ def _completed(engine: int, index: int) -> None:
     """Complete the work request that the engine's WC names."""
     wc = wc_at(rnic_at(engine_at(engine)[0]["rnic"])[0]["wc"])[0]
     wc["token"] = give_back(wc["token"])
+    endpoint = endpoint_at(endpoint_of(engine, index))[0]
+    if endpoint["mover"] != 0:
+        if endpoint["state"] == CONNECTED:  # What comes later nobody looks at any more.
+            call_address(engine_at(engine)[0]["iser"], engine, index, 1, TOLD)
+        return
     status = wc["status"]
     if wc["opcode"] & WC_RECV != 0:
         wc["flags"] |= WC_MAY_BE_SOLICITED  # struct ibv_wc has no word for it.
@@ -93,6 +101,11 @@ def end_connection(engine: int, index: int, event: int) -> None:
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
     held = held_at(endpoint["qp"])[0]
     qp_at(held["core"])[0]["state"] = QP_ERROR
+    if endpoint["mover"] != 0:  # Its end is told as over a stream.
+        if endpoint["state"] == CONNECTED:
+            why = CANCELLED if event == EVENT_DISCONNECTED else END_OF_STREAM
+            break_endpoint(engine, index, why)
+        return
     if endpoint["state"] == CONNECTED:
         set_state(engine, index, BROKEN)
     if held["told_event"] == 0:
@@ -102,14 +115,18 @@ def end_connection(engine: int, index: int, event: int) -> None:
 
 
 @nopython
-def end(engine: int, index: int) -> int:
+def end(engine: int, index: int, status: int) -> int:
     """Its owner closes it, or is gone, and the device has let go of it: what the device had comes
-    back flushed.
+    back flushed. A datamover's may end before: what its hosts wait for is over then, with `status`,
+    and what the device has is taken back by `take_back`.
     """
     endpoint = endpoint_at(endpoint_of(engine, index))[0]
     if endpoint["qp"] == 0 or endpoint["state"] == DOMAIN:
         return 0
     held = held_at(endpoint["qp"])[0]
+    if endpoint["mover"] != 0:
+        qp_at(held["core"])[0]["state"] = QP_ERROR
+        return call_address(engine_at(engine)[0]["iser"], engine, index, status, END)
     if endpoint["state"] == SHARED:
         _flush_shared(engine, index)
         return 0
@@ -124,6 +141,17 @@ def end(engine: int, index: int) -> int:
         mine["opcode"] = WC_RECV
         _completed(engine, index)
     return 0
+
+
+@nopython
+def take_back(engine: int, index: int) -> None:
+    """The device has let go of a datamover's queue pair, and says nothing of it any more."""
+    held = held_at(endpoint_at(endpoint_of(engine, index))[0]["qp"])[0]
+    wc = rnic_at(engine_at(engine)[0]["rnic"])[0]["wc"]
+    while flush_next(held["core"], wc):
+        give_back(wc_at(wc)[0]["token"])
+    while oldest(held["receives"]) != 0:
+        give_back(oldest(held["receives"]))
 
 
 @nopython

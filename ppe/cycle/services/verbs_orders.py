@@ -26,7 +26,7 @@ from ppe.cycle.services.rdma_events import tell_event
 from ppe.cycle.services.rdma_orders import domain_of, place
 from ppe.cycle.services.rdma_records import held_at, rnic_at
 from ppe.cycle.services.stream_ends import release
-from ppe.cycle.services.verbs_ends import end_connection, poll
+from ppe.cycle.services.verbs_ends import end_connection, poll, take_back
 from ppe.cycle.transport import tcp
 from shm.jit import nopython
 from shm.layout import Field, record
@@ -220,6 +220,8 @@ def _change(engine: int, index: int, which: int, event: int) -> int:
         if is_pair:
             poll(engine, EVERYTHING)
             _leave(held["cq"], held["core"])
+            if endpoint["mover"] != 0:
+                take_back(engine, index)
         held["engaged"] = 0
         return 0
     if which == ORDER_TELL and endpoint["state"] == SHARED:

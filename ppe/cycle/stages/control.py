@@ -209,7 +209,10 @@ def _enable_mover(engine: int, wqe: int) -> int:
         return ENOTCONN
     # Over RDMA it is a queue pair already, which `start` looks at.
     is_rdma = mover_at(entry["arg0"])[0]["iser"] != 0
-    is_other = endpoint["service"] != (engine_at(engine)[0]["rdma"] if is_rdma else 0)
+    service = endpoint["service"]
+    is_other = service != 0
+    if is_rdma:
+        is_other = service not in (engine_at(engine)[0]["rdma"], engine_at(engine)[0]["verbs"])
     if is_other or endpoint["mover"] != 0 or not is_idle(engine, index):
         return EBUSY
     client = row_at(channel_row_of(engine, channel))[0]["client"]

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from host import mover
 from ppe.cycle.rnic.verbs import keys, poll, receive, send
 from shm.jit import entry
 
@@ -32,3 +33,8 @@ def ask(what, at, a, b):
     if what == GET:
         return keys.get(at, a)
     return keys.remove(at, a)
+
+
+@entry("int64(intp, int64, intp)")
+def post_mover(context, endpoint, asked):
+    return mover.post(context, endpoint, asked)
