@@ -13,7 +13,7 @@ from ppe.errors import OperatorError
 
 if TYPE_CHECKING:
     from bench.lab.report.document import Report
-    from bench.lab.results import Results
+    from bench.lab.results import Rejected, Results
 
 PAGE: Final = "report.html"
 
@@ -51,8 +51,8 @@ class ReportCommand:
         from bench.lab import results
         from bench.lab.report import drawing, sections
 
-        sets = results.load_all(args.directory)
-        made = sections.report(sets)
+        sets, left_out = results.load_all(args.directory)
+        made = sections.report(sets, left_out)
         if args.html is None and args.markdown is None:
             args.html = args.directory / PAGE
         try:
@@ -63,12 +63,14 @@ class ReportCommand:
                 "name another file with --html or --markdown",
             ) from error
         if args.json:
-            output.write_json(_json(sets, written))
+            output.write_json(_json(sets, left_out, written))
             return 0
         for path in written[:2]:
             output.write(f"written {path}")
         if len(written) > 2:
             output.write(f"        and {output.counted(len(written) - 2, 'file')} beside it")
+        for whole in left_out:
+            output.say(f"left out: {args.directory}/{whole.file}: {whole.reason}")
         for each in sets:
             for rejected in each.rejected:
                 output.say(f"left out: {each.directory}/{rejected.file}: {rejected.reason}")
@@ -91,10 +93,13 @@ def _write(made: "Report", args: argparse.Namespace) -> list[Path]:
     return written
 
 
-def _json(sets: "list[Results]", written: list[Path]) -> dict[str, object]:
+def _json(
+    sets: "list[Results]", left_out: "list[Rejected]", written: list[Path]
+) -> dict[str, object]:
     from bench.lab import answers
 
     found: dict[str, object] = {"written": written}
+    found["left_out"] = [{"set": each.file, "reason": each.reason} for each in left_out]
     found["sets"] = [
         {
             "experiment": each.experiment,

@@ -32,6 +32,15 @@ NEEDED: Final[Mapping[str, type]] = {
     "point": dict,
     "status": str,
 }
+# What may be absent, but is of this type where it is there.
+OPTIONAL: Final[Mapping[str, tuple[type, ...]]] = {
+    "order": (int,),
+    "measured": (dict,),
+    "faults": (list,),
+    **dict.fromkeys(("warm_up_s", "measured_s"), (int, float)),
+}
+WHOLE_MAX: Final = 1 << 64  # no counter of ours is wider, and a float holds it
+SIGNIFICANT_BITS_MAX: Final = 52
 # The fields that others follow from; the first two never follow from anything.
 LEADERS: Final = ("placement", "transport", "operation")
 SMP: Final = "inline"  # the placement in which the caller's own thread does the engine's work
@@ -251,11 +260,14 @@ def load(directory: Path | str) -> Results:
     return found
 
 
-def load_all(directory: Path | str) -> list[Results]:
-    """Read one result set, or each of those in the sub-folders. Raises NoResults for none."""
+def load_all(directory: Path | str) -> tuple[list[Results], list[Rejected]]:
+    """Read one result set, or each of those in the sub-folders, and name the sets left out.
+
+    Raises NoResults when none can be read.
+    """
     place = Path(directory)
     if (place / RUNS_FOLDER).is_dir():
-        return [load(place)]
+        return [load(place)], []
     if not place.is_dir():
         raise NoResults(f"{place} is not a folder", "name a result set, or a folder of them")
     inside = sorted(path.parent for path in place.glob(f"*/{RUNS_FOLDER}") if path.is_dir())
@@ -263,7 +275,19 @@ def load_all(directory: Path | str) -> list[Results]:
         raise NoResults(
             f"{place} holds no result set", "name the folder that `ppe experiment run` wrote"
         )
-    return [load(path) for path in inside]
+    found: list[Results] = []
+    left_out: list[Rejected] = []
+    for path in inside:
+        try:
+            found.append(load(path))
+        except NoResults as error:
+            left_out.append(Rejected(path.name, str(error)))
+    if not found:
+        raise NoResults(
+            f"{place} holds no result set that can be read: {left_out[0].reason}",
+            "run the experiments again",
+        )
+    return found, left_out
 
 
 def bins(kept: Mapping[str, Any]) -> list[tuple[float, float, int]]:
@@ -280,6 +304,8 @@ def bins(kept: Mapping[str, Any]) -> list[tuple[float, float, int]]:
             found = [(float(a), float(b), int(n)) for (a, b), n in zip(edges, counts, strict=True)]
         else:
             bits = int(kept["significant_bits"])
+            if not 0 <= bits <= SIGNIFICANT_BITS_MAX:
+                raise ValueError(f"significant_bits is {bits}")
             found = [
                 (float(low), float(low) + _width(float(low), bits), int(n))
                 for low, n in zip(edges, counts, strict=True)
@@ -287,6 +313,8 @@ def bins(kept: Mapping[str, Any]) -> list[tuple[float, float, int]]:
     except (KeyError, TypeError, ValueError) as error:
         raise NotARun(f"latency_histogram: {error!r}") from error
     lows = [low for low, _, _ in found]
+    if not all(math.isfinite(edge) for low, high, _ in found for edge in (low, high)):
+        raise NotARun("latency_histogram: an edge is not a finite number")
     if any(high <= low or n < 0 for low, high, n in found) or lows != sorted(set(lows)):
         raise NotARun("latency_histogram: the bins are not in order, or a count is negative")
     return found
@@ -366,8 +394,12 @@ def _read_run(path: Path) -> Run:
     if schema != SCHEMA or isinstance(schema, bool):
         raise NotARun(f"schema is {schema!r}, this version reads {SCHEMA}")
     for name, kind in NEEDED.items():
-        if not isinstance(raw.get(name), kind):
+        if not _is(raw.get(name), (kind,)):
             raise NotARun(f"{name!r} is {raw.get(name)!r}, not of type {kind.__name__}")
+    for name, kinds in OPTIONAL.items():
+        if raw.get(name) is not None and not _is(raw[name], kinds):
+            words = " or ".join(kind.__name__ for kind in kinds)
+            raise NotARun(f"{name!r} is {raw[name]!r}, not of type {words}")
     if raw["status"] not in STATUSES:
         raise NotARun(f"status is {raw['status']!r}, not one of {', '.join(STATUSES)}")
     if raw["status"] == "done" and not isinstance(raw.get("measured"), dict):
@@ -375,6 +407,11 @@ def _read_run(path: Path) -> Run:
     run = Run(raw)
     run.histogram()
     return run
+
+
+def _is(value: Any, kinds: tuple[type, ...]) -> bool:
+    """Tell whether `value` is of one of these types; a switch is no number."""
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def _leave_out_strangers(found: Results) -> None:
@@ -423,14 +460,23 @@ def _read_plan(found: Results) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text("utf-8"), parse_int=_whole)
     except OSError as error:
         raise NotARun(error.strerror or "it cannot be read") from error
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both
         raise NotARun(f"not JSON: {error}") from error
+    except RecursionError as error:
+        raise NotARun("not JSON that we write: it is nested too deeply") from error
     if not isinstance(raw, dict):
         raise NotARun("not a JSON object")
     return raw
+
+
+def _whole(digits: str) -> int:
+    found = int(digits)
+    if abs(found) > WHOLE_MAX:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return found
 
 
 def _row(run: Run) -> dict[str, Value]:

@@ -23,7 +23,7 @@ from bench.lab.report.document import (
     Section,
     Table,
 )
-from bench.lab.results import Results, Run, flat, telling
+from bench.lab.results import Rejected, Results, Run, flat, telling
 
 ROWS_MAX: Final = 60  # a longer table is for a program: the raw data stand beside each figure
 COLUMNS: Final = ("iops", "throughput", "p50", "p99", "host_cpu", "total_cpu", "cycles_per_bit")
@@ -49,7 +49,7 @@ NO_TIMELINE: Final = (
 )
 
 
-def report(sets: Sequence[Results]) -> Report:
+def report(sets: Sequence[Results], left_out: Sequence[Rejected] = ()) -> Report:
     """Put the whole report together from one or more result sets."""
     title = "What was measured: " + ", ".join(results.experiment for results in sets)
     found = Report(title, machine_line(sets[0].runs[0]))
@@ -57,7 +57,7 @@ def report(sets: Sequence[Results]) -> Report:
     found.sections.append(_setting(sets))
     for results in sets:
         found.sections.extend(_experiment(results))
-    found.sections.append(_absent(sets))
+    found.sections.append(_absent(sets, left_out))
     found.sections.append(_sources(sets))
     return found
 
@@ -401,9 +401,10 @@ def _by_transport(metric: str, results: Results) -> str:
     return "iSER over TCP: " + "; ".join(said) if said else "not measured over both transports"
 
 
-def _absent(sets: Sequence[Results]) -> Section:
+def _absent(sets: Sequence[Results], left_out: Sequence[Rejected]) -> Section:
     """What is not here, and why."""
     items = [NO_TIMELINE]
+    items += [f"the whole set {each.file} was left out: {each.reason}" for each in left_out]
     for results in sets:
         name = results.experiment
         reasons = Counter(pair for run in results.done for pair in run.not_measured().items())

@@ -85,7 +85,7 @@ def no_matplotlib(monkeypatch):
 
 
 def page_of(directory):
-    return Page(html.write(sections.report(results.load_all(directory))))
+    return Page(html.write(sections.report(*results.load_all(directory))))
 
 
 def words(page):
@@ -102,7 +102,7 @@ def test_the_page_is_well_formed_and_names_no_other_resource(place):
 
 @needs_matplotlib
 def test_the_page_loads_nothing_through_its_style_either(place):
-    text = html.write(sections.report(results.load_all(place)))
+    text = html.write(sections.report(*results.load_all(place)))
     assert not re.search(r"url\((?!#)", text)
     assert "@import" not in text
     assert "<script" not in text

@@ -82,6 +82,24 @@ def test_a_file_of_another_schema_is_named_and_the_rest_is_read(place):
             lambda raw: raw["measured"]["latency_histogram"].update(counts=[-1, 2]),
             "a count is negative",
         ),
+        (lambda raw: raw.update(order="first"), "'order' is 'first'"),
+        (lambda raw: raw.update(repeat=True), "'repeat' is True"),
+        (lambda raw: raw.update(status="refused", measured=[1]), "'measured' is [1]"),
+        (lambda raw: raw.update(faults=5), "'faults' is 5"),
+        (lambda raw: raw.update(measured_s="5"), "'measured_s' is '5'"),
+        (lambda raw: raw["measured"].update(iops=10**400), "a number of 401 digits"),
+        (
+            lambda raw: raw["measured"].update(
+                latency_histogram={"edges_ns": [1], "counts": [1], "significant_bits": -5000}
+            ),
+            "significant_bits is -5000",
+        ),
+        (
+            lambda raw: raw["measured"].update(
+                latency_histogram={"edges_ns": [[1, float("inf")]], "counts": [1]}
+            ),
+            "an edge is not a finite number",
+        ),
         (lambda raw: raw.update(experiment="thesis"), "it belongs to 'thesis'"),
         (lambda raw: raw.update(id="0000"), "its id has been read already"),
     ],
@@ -93,7 +111,7 @@ def test_a_broken_run_is_named_with_its_reason(place, change, reason):
     assert reason in found.rejected[0].reason
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\x00", "[" * 200_000])
 def test_what_is_no_json_object_is_left_out(place, text):
     (place / "runs" / "0001.json").write_text(text)
     assert [r.file for r in load(place).rejected] == ["runs/0001.json"]
@@ -134,10 +152,20 @@ def test_a_missing_or_broken_specification_is_said_and_the_runs_are_read(place):
 
 def test_a_folder_of_result_sets_gives_each_of_them(tmp_path, place):
     builder.write(tmp_path / "other", SWEEP, experiment="thesis", repeats=1)
-    assert [each.experiment for each in load_all(tmp_path)] == ["thesis", "eta"]
-    assert [each.experiment for each in load_all(place)] == ["eta"]
+    sets, left_out = load_all(tmp_path)
+    assert [each.experiment for each in sets] == ["thesis", "eta"]
+    assert left_out == []
+    assert [each.experiment for each in load_all(place)[0]] == ["eta"]
     with pytest.raises(NoResults, match="holds no result set"):
         load_all(place / "runs")
+
+
+def test_a_set_without_a_run_is_named_and_the_others_are_read(tmp_path, place):
+    (tmp_path / "begun" / "runs").mkdir(parents=True)
+    sets, left_out = load_all(tmp_path)
+    assert [each.experiment for each in sets] == ["eta"]
+    assert [each.file for each in left_out] == ["begun"]
+    assert "no run that can be read" in left_out[0].reason
 
 
 def test_a_run_that_was_refused_is_no_point_and_is_not_lost(place):
