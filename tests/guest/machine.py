@@ -4,18 +4,17 @@ It owns all it starts: one QEMU, killed by its process object; a folder with its
 The guest's network is QEMU's own: 10.0.2.2 is this machine's loopback, nothing else is reachable.
 """
 
-import base64
 import contextlib
 import functools
 import os
-import select
 import shlex
 import socket
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
+
+from tests.guest.agent import Agent, GuestFailed
 
 QEMU_TOOLS = (
     "qemu-system-x86_64",
@@ -27,20 +26,7 @@ HOST = "10.0.2.2"  # this machine, seen from the guest
 BOOT_S = 150
 CONNECT_S = 20
 KVM_TRIAL_S = 8
-_GRACE_S = 10  # beyond a command's own limit, for the way there and back
 _CONSOLE_TAIL = 3000
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A command that ended in the guest: its exit status and all that it printed."""
-
-    status: int
-    output: str
-
-
-class GuestFailed(AssertionError):
-    """A guest that did not start, did not answer, or a command of which more was expected."""
 
 
 class Guest:
@@ -54,8 +40,7 @@ class Guest:
         place = Path(self._folder.name)
         self.console = place / "console"
         self._socket_path = place / "agent"
-        self._socket = None
-        self._number = 0
+        self._agent = None
         words = _command(image, place, forwards, disks, host_root, memory)
         with (place / "qemu.log").open("wb") as log:
             self.process = subprocess.Popen(
@@ -63,7 +48,7 @@ class Guest:
             )
         try:
             self._connect()
-            self._answer(0, time.monotonic() + BOOT_S)
+            self._asked(self._agent.wait_until_ready, BOOT_S)
         except BaseException:
             self.close()
             raise
@@ -76,10 +61,7 @@ class Guest:
 
     def run(self, command, *, timeout=60, check=True):
         """Run shell text and return what became of it; with `check` its status must be 0."""
-        self._number += 1
-        encoded = base64.b64encode(command.encode()).decode()
-        self._socket.sendall(f"{self._number} {timeout} {encoded}\n".encode())
-        ran = self._answer(self._number, time.monotonic() + timeout + _GRACE_S)
+        ran = self._asked(self._agent.run, command, timeout)
         if check and ran.status != 0:
             raise GuestFailed(f"status {ran.status} of: {command}\n{ran.output}\n{self.kernel()}")
         return ran
@@ -108,8 +90,8 @@ class Guest:
 
     def close(self):
         """End the machine and remove its folder."""
-        if self._socket is not None:
-            self._socket.close()
+        if self._agent is not None:
+            self._agent.close()
         self.pull_the_plug()
         self._folder.cleanup()
 
@@ -126,7 +108,7 @@ class Guest:
                     raise GuestFailed("QEMU made no socket") from error
                 time.sleep(0.05)
             else:
-                self._socket = made
+                self._agent = Agent(made)
                 return
 
     def _check_alive(self):
@@ -134,27 +116,13 @@ class Guest:
             said = (self.console.parent / "qemu.log").read_text(errors="replace")
             raise GuestFailed(f"QEMU ended with {self.process.returncode}: {said}{self.kernel()}")
 
-    def _answer(self, number, deadline):
-        head = b""
-        while not head.endswith(b"\n"):
-            head += self._receive(1, deadline, number)
-        answered, status, length = map(int, head.split())
-        if answered != number:
-            raise GuestFailed(f"the guest answered {answered} instead of {number}")
-        body = b""
-        while len(body) < length:
-            body += self._receive(length - len(body), deadline, number)
-        return Ran(status, body.decode(errors="replace"))
-
-    def _receive(self, most, deadline, number):
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([self._socket], [], [], left)[0]:
-            raise GuestFailed(f"no answer in time to command {number}; {self.kernel()}")
-        piece = self._socket.recv(most)
-        if not piece:
+    def _asked(self, ask, *arguments):
+        """Ask the agent; what goes wrong is told with why: QEMU's end, or the kernel's words."""
+        try:
+            return ask(*arguments)
+        except GuestFailed as error:
             self._check_alive()
-            raise GuestFailed(f"the guest hung up; {self.kernel()}")
-        return piece
+            raise GuestFailed(f"{error}; {self.kernel()}") from error
 
 
 def _command(image, place, forwards, disks, host_root, memory):
