@@ -198,7 +198,7 @@ def _run(engine: Any, settings: Settings, args: argparse.Namespace) -> int:
         with _control(daemon, settings, args) as path, _signals(daemon):
             _say_ready(daemon, path, args.json)
             daemon.serve()
-        counts = ", ".join(f"{n} {what}" for what, n in daemon.server.counts.items())
+        counts = output.events(daemon.server.counts)
         output.say(f"stopped: {counts}" if counts else "stopped")
     return 0
 
