@@ -15,11 +15,10 @@ from typing import Any, Final, NoReturn, Protocol
 
 from ppe import __version__, output
 from ppe.ending import Ended, die_of, orderly
-from ppe.errors import OperatorError, UsageError
+from ppe.errors import EXIT_INTERRUPTED, OperatorError, UsageError
 
 ENTRY_POINT_GROUP: Final = "ppe.commands"
-EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, what a shell reports too.
-EXIT_BROKEN_PIPE: Final = 141  # 128 + SIGPIPE, likewise.
+EXIT_BROKEN_PIPE: Final = 141  # 128 + SIGPIPE, what a shell reports too.
 
 # name -> (module:class, one line of help). The help is here so that listing imports nothing.
 COMMANDS: Final = {

@@ -3,6 +3,10 @@
 Each one carries what is wrong and what to change, as separate sentences; a traceback is for bugs.
 """
 
+from typing import Final
+
+EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, what a shell reports too.
+
 
 class OperatorError(Exception):
     """Something the operator can put right: `message` says what is wrong, `hint` what to change."""

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -62,6 +62,20 @@ def complain(command: str, message: str, hint: str = "") -> None:
 def counted(number: int, noun: str) -> str:
     """`1 client`, `2 clients`: a number with what it counts, whose plural ends in s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def events(counts: Mapping[str, int]) -> str:
+    """`3 accepted, 1 login failed`: how often each happened. One of a kind is told of in the
+    singular: the first word that ends in s, which is the noun of such a name, goes without it.
+    """
+    told = []
+    for what, count in counts.items():
+        words = what.split(" ")
+        noun = next((at for at, word in enumerate(words) if word.endswith("s")), None)
+        if count == 1 and noun is not None:
+            words[noun] = words[noun][:-1]
+        told.append(f"{count} {' '.join(words)}")
+    return ", ".join(told)
 
 
 def columns(

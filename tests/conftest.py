@@ -11,6 +11,7 @@ import shutil
 import time
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from ppe.cycle.rnic.verbs import library
@@ -20,6 +21,9 @@ SEGMENT_PREFIX = "ppe-"
 SEGMENT_GRACE_S = 3.0
 NOT_RUN = pytest.StashKey[dict[str, list[str]]]()
 MISSING = pytest.StashKey[list[str]]()
+# No test asserts a time, and an example that comes first may compile.
+hypothesis.settings.register_profile("ppe", deadline=None)
+hypothesis.settings.load_profile("ppe")
 
 # Tools that are not programs on the path, and how to see that they are there.
 PLUGINS = {"qemu-iscsi": "/usr/lib*/*/qemu/block-iscsi.so"}

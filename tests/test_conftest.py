@@ -71,3 +71,16 @@ def test_a_clean_session_passes(session):
     result = session("def test_clean():\n    pass\n")
     assert result.returncode == 0, result.stdout
     assert "NOT RUN" not in result.stdout
+
+
+def test_an_example_may_take_its_time(session):
+    result = session(
+        "import time\n"
+        "from hypothesis import given, settings, strategies\n"
+        "@given(strategies.just(0))\n"
+        "@settings(max_examples=1)\n"
+        "def test_slow(_):\n"
+        "    time.sleep(0.3)\n"
+    )
+    assert result.returncode == 0, result.stdout
+    assert "1 passed" in result.stdout

@@ -37,6 +37,27 @@ def listen(channel: Any, portal: Portal) -> tuple[int, int]:
     return int(listener), int(port)
 
 
+def look_at(portal: Portal) -> None:
+    """Raise what `listen` would raise now for an address that is taken or not ours; every other
+    fault is left to it. Nothing is listened on.
+    """
+    try:
+        found = socket.getaddrinfo(
+            portal.host, portal.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            trial.bind(address)
+    except OSError as error:
+        code = error.errno or 0
+        if not isinstance(error, socket.gaierror) and code in (errno.EADDRINUSE, errno.EACCES):
+            reason = f"listen: {os.strerror(code)}"
+            raise describe_failure(portal, code, reason) from error
+
+
 def describe_failure(portal: Portal, code: int, reason: str = "") -> OSError:
     """The OSError of a portal that cannot be listened on; it names the portal."""
     if code == errno.EADDRINUSE:

@@ -123,7 +123,7 @@ def stat(args: argparse.Namespace) -> int:
 
 def _show(found: dict[str, Any]) -> None:
     output.write(f"pid {found['pid']}{', draining' if found['draining'] else ''}")
-    output.write(", ".join(f"{count} {what}" for what, count in found["counts"].items()) or "idle")
+    output.write(output.events(found["counts"]) or "idle")
     for engine in found["engines"]:
         held = output.counted(engine["connections"], "connection")
         output.write(f"engine {engine['engine']}: {held}")

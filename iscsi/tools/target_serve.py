@@ -11,18 +11,20 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from iscsi.target import remote
-from iscsi.target.daemon import Daemon
+from iscsi.target import portals, remote
 from iscsi.target.placement import ENGINE, PLACEMENTS
-from iscsi.target.settings import Settings, load_file, parse_listen, read, read_lun
+from iscsi.target.settings import INLINE, Settings, load_file, parse_listen, read, read_lun
 from iscsi.target.toml_reader import Faults
 from iscsi.tools.target import DEFAULT_IQN, DEFAULT_PORTAL
 from iscsi.wire.names import Portal
 from ppe import notify, output
 from ppe.config import parse_size
 from ppe.errors import OperatorError, UsageError
+
+if TYPE_CHECKING:
+    from iscsi.target.daemon import Daemon  # importing it may compile for minutes
 
 _ARENA_SIZE: Final = 16 << 20
 # Flags that say what a configuration file would: not together with one.
@@ -52,6 +54,7 @@ _OF_THE_FILE: Final = {
 def serve(args: argparse.Namespace) -> int:
     """Serve what the flags or the file ask for. Raises OperatorError with what to change."""
     settings = settings_of(args)
+    _look_at_portals(settings)
     import host
     from host.errors import HostError
     from shm.segment import SegmentError
@@ -65,10 +68,27 @@ def serve(args: argparse.Namespace) -> int:
     except (HostError, SegmentError, MemoryError) as error:
         raise OperatorError(str(error)) from error
     except OSError as error:
-        said = error.strerror or str(error)
-        raise OperatorError(said, _hint(error.errno, said)) from error
+        raise _refused(error) from error
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _look_at_portals(settings: Settings) -> None:
+    """Say now, before anything is compiled, that a portal cannot be listened on. Only for an engine
+    of this process: one of its own may have another network.
+    """
+    if not settings.engine.startswith(INLINE):
+        return
+    for served in settings.portals:
+        try:
+            portals.look_at(served.portal)
+        except OSError as error:
+            raise _refused(error) from error
+
+
+def _refused(error: OSError) -> OperatorError:
+    said = error.strerror or str(error)
+    return OperatorError(said, _hint(error.errno, said))
 
 
 def _hint(code: int | None, said: str) -> str:
@@ -170,19 +190,21 @@ def _sized(flag: str) -> Iterator[None]:
 
 
 def _run(engine: Any, settings: Settings, args: argparse.Namespace) -> int:
+    from iscsi.target.daemon import Daemon
+
     with Daemon(engine, settings, output.say) as daemon:
         if args.config is not None:
             daemon.reload_from = lambda: load_file(args.config)
         with _control(daemon, settings, args) as path, _signals(daemon):
             _say_ready(daemon, path, args.json)
             daemon.serve()
-        counts = ", ".join(f"{n} {what}" for what, n in daemon.server.counts.items())
+        counts = output.events(daemon.server.counts)
         output.say(f"stopped: {counts}" if counts else "stopped")
     return 0
 
 
 @contextlib.contextmanager
-def _signals(daemon: Daemon) -> Iterator[None]:
+def _signals(daemon: "Daemon") -> Iterator[None]:
     """SIGTERM drains, a second one and SIGINT stop at once, SIGHUP reads the file again."""
     asked: list[int] = []
 
@@ -204,7 +226,7 @@ def _signals(daemon: Daemon) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _reload(daemon: Daemon) -> None:
+def _reload(daemon: "Daemon") -> None:
     try:
         done = daemon.reload()
     except OperatorError as error:
@@ -214,7 +236,9 @@ def _reload(daemon: Daemon) -> None:
 
 
 @contextlib.contextmanager
-def _control(daemon: Daemon, settings: Settings, args: argparse.Namespace) -> Iterator[Path | None]:
+def _control(
+    daemon: "Daemon", settings: Settings, args: argparse.Namespace
+) -> Iterator[Path | None]:
     """The control socket while the server serves; a server without a name of its own does without
     one where there is no run directory.
     """
@@ -238,7 +262,7 @@ def _checked(name: str) -> str:
     return check_name(name or f"pid-{os.getpid()}")
 
 
-def handlers(daemon: Daemon) -> dict[str, remote.Handler]:
+def handlers(daemon: "Daemon") -> dict[str, remote.Handler]:
     """What can be asked over the control socket."""
     folder = Path("/")  # `ppe target add` makes paths absolute.
 
@@ -264,7 +288,7 @@ def handlers(daemon: Daemon) -> dict[str, remote.Handler]:
     }
 
 
-def _target(daemon: Daemon, words: dict[str, Any]) -> str:
+def _target(daemon: "Daemon", words: dict[str, Any]) -> str:
     """The target that is meant: the one named, or the only one."""
     names = [target["name"] for target in daemon.describe()["targets"]]
     wanted = words.get("iqn")
@@ -276,7 +300,7 @@ def _target(daemon: Daemon, words: dict[str, Any]) -> str:
     return str(wanted)
 
 
-def _say_ready(daemon: Daemon, control: Path | None, as_json: bool) -> None:
+def _say_ready(daemon: "Daemon", control: Path | None, as_json: bool) -> None:
     bound = daemon.server.bound
     urls = [
         f"{scheme}://{address}/{target.name}/{lun.lun}"
@@ -293,7 +317,7 @@ def _say_ready(daemon: Daemon, control: Path | None, as_json: bool) -> None:
         output.say(f"ready: {', '.join(urls)} (pid {os.getpid()})")
 
 
-def _first_of_each_kind(daemon: Daemon) -> list[tuple[str, str]]:
+def _first_of_each_kind(daemon: "Daemon") -> list[tuple[str, str]]:
     """Scheme and address of the first portal over TCP, and of the first over RDMA."""
     found: dict[str, str] = {}
     for served, address in zip(daemon.settings.portals, daemon.server.bound, strict=True):

@@ -1,13 +1,21 @@
 """A command that is told to end tidies up first, and then dies of what it was told."""
 
+import os
 import signal
 import subprocess
 import sys
 import threading
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from ppe import ending
+
+ROOT = Path(__file__).parent.parent.parent
+# Stands for a module that the command imports first: Ctrl-C comes while it is imported.
+INTERRUPTED = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
 
 # A command that says when it has begun and when it has tidied up. argv: what to do with SIGHUP.
 COMMAND = """
@@ -81,3 +89,29 @@ def test_in_another_thread_nothing_is_changed() -> None:
     thread.start()
     thread.join(20)
     assert found == ["ran"]
+
+
+def started_as_a_module() -> list[str]:
+    return ["-m", "ppe"]
+
+
+def started_as_the_console_script() -> list[str]:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, function = scripts["ppe"].partition(":")
+    return ["-c", f"import sys; from {module} import {function}; sys.exit({function}())"]
+
+
+@pytest.mark.parametrize("started", [started_as_a_module, started_as_the_console_script])
+def test_ctrl_c_while_it_is_imported_ends_it_quietly(
+    started: Callable[[], list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "argparse.py").write_text(INTERRUPTED)
+    done = subprocess.run(
+        [sys.executable, *started(), "version"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -7,6 +7,8 @@ import json
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import time
 
 import pytest
@@ -490,3 +492,19 @@ def test_a_port_that_is_not_ours_to_listen_on_says_what_to_change():
     assert "1024" in target_serve._hint(errno.EACCES, said)
     assert "another --portal" in target_serve._hint(errno.EADDRINUSE, said)
     assert not target_serve._hint(errno.EACCES, "LUN 0: disk.img: Permission denied")
+
+
+def test_a_portal_in_use_is_refused_before_the_server_is_imported_and_compiled():
+    program = (
+        "import sys\n"
+        "from ppe import cli\n"
+        "code = cli.main(['target', 'serve', *sys.argv[1:]])\n"
+        "print(code, 'iscsi.target.daemon' in sys.modules)\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        words = [sys.executable, "-c", program, "--ram", "1M", "--portal", address]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=90, check=False)
+    assert done.stdout == "1 False\n"
+    assert f"portal {address}: another server listens there" in done.stderr
+    assert "another --portal" in done.stderr
