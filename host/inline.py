@@ -136,6 +136,7 @@ class InlineHandle:
         number, segment, bell = self._channels.pop(channel)
         self._rnics.leave(number)
         self._port.detach(number)
+        self._rnics.left(number)
         self._movers.forget(number)
         self._numbers.append(number)
         segment.close()

@@ -224,6 +224,7 @@ class Registry:
         del client.channels[channel]
         hold.engine.rnics.leave(hold.row)
         hold.engine.port.detach(hold.row)
+        hold.engine.rnics.left(hold.row)
         hold.engine.movers.forget(hold.row)
         self._unmap(client, hold.mapping)
         hold.wake.close()

@@ -60,6 +60,7 @@ class Devices:
         self._blocks = Blocks("queue pairs of verbs devices", is_over, limit, client_limit)
         self._opened: dict[str, OpenDevice] = {}
         self._shares: dict[tuple[int, str], Share] = {}
+        self._departed: list[tuple[int, Share]] = []  # whose records the engine still looks at
         self._methods: dict[str, Callable[[Share, Mapping[str, Any]], dict[str, Any]]] = {
             "open": self._open,
             "domain": lambda share, _: {"domain": share.objects.make_domain()},
@@ -114,9 +115,17 @@ class Devices:
         return None
 
     def leave(self, channel: int) -> None:
-        """A channel is about to go: devices let go of what it had."""
+        """A channel is about to be detached: devices let go of what it had. Its queues' records
+        stay until `left`, because the engine flushes them when it ends the channel's endpoints.
+        """
         for key in [key for key in self._shares if key[0] == channel]:
-            self._shares.pop(key).close()
+            share = self._shares.pop(key)
+            self._departed.append((channel, share))
+            share.close()
+
+    def left(self, channel: int) -> None:
+        """The channel is detached: the engine looks at nothing of it any more."""
+        self._departed = [each for each in self._departed if each[0] != channel]
 
     def close(self) -> None:
         """Close every device; the engine runs still, and no channel is left."""

@@ -83,6 +83,11 @@ class Rnics:
         if self._devices is not None:
             self._devices.leave(channel)
 
+    def left(self, channel: int) -> None:
+        """The channel is detached."""
+        if self._devices is not None:
+            self._devices.left(channel)
+
     def close(self) -> None:
         """Close the verbs devices; no channel is left, and the engine runs still."""
         if self._devices is not None:

@@ -189,6 +189,24 @@ def test_a_channel_that_goes_leaves_nothing_at_the_device(bench):
     other.close()
 
 
+def test_the_records_of_its_queues_stay_until_a_channel_is_detached(bench, monkeypatch):
+    """The engine flushes them when it ends the channel's endpoints."""
+    qp, _ = bench.pair()
+    devices, port = bench.engine._rnics._devices, bench.engine._port
+    (share,) = devices._shares.values()
+    detach, seen = port.detach, []
+
+    def watched(number):
+        seen.extend(kept for channel, kept in devices._departed if channel == number)
+        detach(number)
+
+    monkeypatch.setattr(port, "detach", watched)
+    bench.channel.close()
+    assert seen == [share]
+    assert devices._departed == []
+    assert qp.endpoint not in share.objects.qps
+
+
 def test_a_shared_queue_serves_its_queue_pair_and_says_when_it_runs_low(bench):
     srq = bench.rnic.create_srq(bench.pd, 4)
     qp, theirs = bench.pair(srq=srq)
