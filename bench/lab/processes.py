@@ -5,6 +5,7 @@ start ends those that did.
 """
 
 import contextlib
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,18 @@ class Running:
 
 
 @contextlib.contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Hold SIGINT back, also from the children that are started meanwhile: Ctrl-C goes to all
+    processes of a terminal, and one that has hardly begun would print where it was.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def started(point: Point, cores: Cores) -> Iterator[Running]:
     """Have the processes of a run inside the block. Raises PeerFailed, Unavailable."""
     with contextlib.ExitStack() as stack:
@@ -76,7 +89,8 @@ def started(point: Point, cores: Cores) -> Iterator[Running]:
         places = engine.environment if engine is not None else quiet_environment()
         hosts: list[Peer] = []
         for number in range(point.hosts):
-            hosts.append(Peer(module=WORKER, environment=places))
+            with _no_interrupt():
+                hosts.append(Peer(module=WORKER, environment=places))
             stack.callback(hosts[-1].close)
             hosts[-1].tell("prepare", cores=_cores_of(point, cores, number))
         stack.push(partial(_kill_if_broken, hosts))  # Before they are closed: the last first.
