@@ -149,7 +149,7 @@ class Daemon:
         text += self.config.idle
         self._report("ready", text)
         notify.ready(text)
-        complained: set[str] = set()
+        complained: dict[int, str | None] = {}
         looked = time.monotonic()
         while not self.server.stopping:
             self.server.step()
@@ -172,9 +172,11 @@ class Daemon:
         for name in sweep():
             self._report("note", f"removed /dev/shm/{name}, left behind by a dead process")
 
-    def _look_at_affinity(self, engine: Any, complained: set[str]) -> None:
+    def _look_at_affinity(self, engine: Any, complained: dict[int, str | None]) -> None:
+        """Note what became of an engine's core, each time that it becomes something else."""
         complaint = engine.affinity_complaint()
-        if complaint and complaint not in complained:
-            complained.add(complaint)
+        is_news = complaint != complained.get(engine.number)
+        complained[engine.number] = complaint
+        if complaint and is_news:
             self.server.notes.append(complaint)
             self._report("note", complaint)

@@ -138,7 +138,7 @@ def keep_time(producer: int, waker: int, now_ns: int) -> int:
     """Wake the waiter if an entry is there and his minimum wait is over: WOKEN. GATHERING: it will
     be, within KEPT_NS; NOBODY: no more is to be done until something is published.
 
-    To be asked first after `wake_if_crossed`, which has the fence.
+    To be asked first after `wake_if_crossed`, or `wake_if_solicited`: they have the fence.
     """
     mine = waker_at(waker)[0]
     enough_at = load_relaxed(mine["enough_at"])
@@ -200,7 +200,7 @@ def wait_n(
             reason = TICK
             break
         until = min(deadline_ns, tick_at_ns)
-        if want > 1 and not (is_kept and not is_published(consumer, 0)):
+        if want > 1 and (not is_kept or is_published(consumer, 0)):
             until = min(until, min_wait_at_ns)
         outcome = futex_wait(mine["wake_seq"], seen, until)
         if outcome != -EAGAIN:

@@ -202,11 +202,16 @@ def families(results: Results) -> tuple[list[Family], list[str]]:
 def predict(costs: Costs, setting: Setting) -> Expected | None:
     """What a configuration will do; None when it cannot keep up with its rate."""
     n = max(1, min(setting.wait_n, setting.depth))
-    stations = setting.layout.stations(costs, 1 / n)
     found: Prediction | None
     if setting.rate_per_s is not None:
-        found = model.open_loop(stations, costs.delay_s, setting.rate_per_s, EQUAL_INTERVALS)
+        # A host is woken by each command that falls due, and takes what has ended until then.
+        interval_s = setting.sessions / setting.rate_per_s
+        held_s = min(interval_s / 2, setting.min_wait_s or interval_s) if n > 1 else 0.0
+        n, stations = 1, setting.layout.stations(costs, 1.0)
+        delay_s = costs.delay_s + held_s
+        found = model.open_loop(stations, delay_s, setting.rate_per_s, EQUAL_INTERVALS)
     else:
+        stations = setting.layout.stations(costs, 1 / n)
         found = model.coalesced(
             stations, costs.delay_s, setting.depth, n, setting.min_wait_s, setting.sessions
         )

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +128,11 @@ class Movers:
         """
         regions = self._regions_of(client)
         if len(regions) >= PIECES_MAX:
-            raise OSError(errno.ENOBUFS, f"{len(regions)} regions: {os.strerror(errno.ENOBUFS)}")
+            raise OSError(
+                errno.ENOBUFS,
+                f"the client has {len(regions)} regions; over an RDMA device a connection reaches "
+                f"{PIECES_MAX - 1} at most",
+            )
         key, _ = owner.lend(endpoint, start, size, ACCESS_LOCAL_WRITE)
         pieces = [(start, size, key, 0)]
         for address, length in regions:

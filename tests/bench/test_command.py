@@ -3,13 +3,14 @@
 import json
 import os
 from argparse import Namespace
+from functools import partial
 
 import pytest
 
 from bench import command, cores
 from bench.command import Command
-from ppe.cli import Parser
 from ppe.errors import OperatorError, UsageError
+from tests.bench import running
 
 KEYS = {
     "queue": {
@@ -28,11 +29,7 @@ KEYS = {
 }
 
 
-def run(*words):
-    subject = Command()
-    parser = Parser(prog="ppe bench")
-    subject.prepare_parser(parser)
-    return subject.run(parser.parse(list(words)))
+run = partial(running.run, Command())
 
 
 @pytest.mark.slow

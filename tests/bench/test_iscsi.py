@@ -19,9 +19,9 @@ from bench.iscsi_peers import Process, Target, Tgt
 from bench.peers import PeerFailed
 from bench.plan import Plan
 from bench.reference_build import ReferenceMissing
-from ppe.cli import Parser
 from ppe.errors import UsageError
 from shm.histogram import Histogram
+from tests.bench import running
 
 LOADS = ("qd1_4k", "qd32_4k", "qd32_64k")
 KEYS = {
@@ -91,10 +91,8 @@ def test_a_quick_run_measures_every_ratio_and_leaves_nothing_running(tmp_path, c
     monkeypatch.setattr(iscsi_peers.subprocess, "Popen", noted)
     sockets = set(Path("/var/run/tgtd").glob("socket.*"))
     before = os.sched_getaffinity(0)
-    command, parser = Command(), Parser(prog="ppe bench")
-    command.prepare_parser(parser)
     words = ["iscsi", "--quick", "--repeats", "1", "--json", "--out", str(tmp_path)]
-    assert command.run(parser.parse(words)) == 0
+    assert running.run(Command(), *words) == 0
     printed = json.loads(capsys.readouterr().out)
     assert set(printed["ratios"]) == KEYS
     assert all(value is not None and value > 0 for value in printed["ratios"].values())

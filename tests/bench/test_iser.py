@@ -15,7 +15,7 @@ from bench import iscsi_peers, iser
 from bench.command import Command
 from bench.harness import Latency, Measurement, Ratio
 from bench.iscsi_loads import Layout, Shape
-from ppe.cli import Parser
+from tests.bench import running
 
 OPS = ("read", "write")
 PROTECTED = (
@@ -57,10 +57,8 @@ def test_a_quick_run_measures_every_ratio_and_leaves_nothing_running(tmp_path, c
 
     monkeypatch.setattr(iscsi_peers.subprocess, "Popen", noted)
     before = os.sched_getaffinity(0)
-    command, parser = Command(), Parser(prog="ppe bench")
-    command.prepare_parser(parser)
     words = ["iser", "--quick", "--repeats", "1", "--connections", "1,2", "--json"]
-    assert command.run(parser.parse([*words, "--out", str(tmp_path)])) == 0
+    assert running.run(Command(), *words, "--out", tmp_path) == 0
     printed = json.loads(capsys.readouterr().out)
     assert set(printed["ratios"]) == KEYS
     assert all(value is not None and value > 0 for value in printed["ratios"].values())

@@ -181,6 +181,11 @@ def test_a_thread_that_is_moved_off_its_cpu_is_reported(tmp_path):
         wait_until(lambda: engine.stat()["affinity"][0], "the complaint", 5)
         wait_until(lambda: engine.stat()["notes"], "the note", 5)
         assert str(facts["cpu"]) in engine.stat()["notes"][-1]
+        os.sched_setaffinity(facts["thread"], {facts["cpu"]})  # And again: that is news.
+        wait_until(lambda: not engine.stat()["affinity"][0], "the end of the complaint", 5)
+        time.sleep(1.5)  # It looks once a second.
+        os.sched_setaffinity(facts["thread"], others)
+        wait_until(lambda: len(engine.stat()["notes"]) == 2, "the second note", 5)
 
 
 def test_a_name_that_a_killed_client_left_is_swept_away(engine):

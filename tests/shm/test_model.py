@@ -73,6 +73,13 @@ PROGRAMS = {
         programs.waits, wants=[3], batches=[1, 1, 1], min_wait=1, clock_end=1, spurious=1
     ),
     "kept-min-wait": partial(programs.kept_waits, wants=[2], batches=[1], clock_end=1),
+    "kept-min-wait-solicited": partial(
+        programs.kept_waits,
+        wants=[2],
+        batches=[1],
+        clock_end=1,
+        look="solicited.wake_if_solicited",
+    ),
     "kept-min-wait-2": partial(programs.kept_waits, wants=[2, 1], batches=[1, 1, 1], clock_end=1),
     "kept-min-wait-3": partial(
         programs.kept_waits, wants=[3], batches=[1, 1], clock_end=1, spurious=1
@@ -213,13 +220,17 @@ MUTATIONS = {
         "kept-min-wait",
         [drop(WAIT, "wake_if_crossed", "fence()")],
     ),
+    "no fence in wake_if_solicited, with the time kept": (
+        "kept-min-wait-solicited",
+        [drop(SOLICITED, "wake_if_solicited", "fence()")],
+    ),
     "the minimum wait is left to nobody": (
         "kept-min-wait",
         [drop(WAIT, "_leave_time", "store_relaxed(mine['enough_at']")],
     ),
     "whose time is kept does not look for an entry": (
         "kept-min-wait",
-        [replace(WAIT, "wait_n", "not is_published(consumer, 0)", "True")],
+        [replace(WAIT, "wait_n", "is_published(consumer, 0)", "False")],
     ),
     "the time that is kept is never over": (
         "kept-min-wait",

@@ -6,8 +6,6 @@ Nothing but the doorbell wakes it. The producer sees the consumer run dry and po
 varies around the parking; it never looks whether the consumer is parked, it only rings as it must.
 """
 
-import json
-import os
 import sys
 
 import numpy as np
@@ -20,7 +18,6 @@ from shm.channel import (
     HOST_CHANNEL,
     bind_engine,
     bind_host,
-    channel_size,
 )
 from shm.doorbell import park, ring_if_needed, unpark
 from shm.jit import entry
@@ -29,7 +26,6 @@ from shm.libc import eventfd_drain, syscall
 from shm.memory import load_64, store_64
 from shm.records import CHANNEL, RINGER, SLOT_SIZE, consumer_at, producer_at, ringer_at
 from shm.ring import claim, commit, free_slots, poll, publish_head
-from shm.segment import map_descriptor
 from shm.view import address_of
 from tests.soak.shm_wait_soak import (
     DONE,
@@ -41,18 +37,16 @@ from tests.soak.shm_wait_soak import (
     SYS_POLL,
     WAITS,
     WAKES,
-    WORDS_SIZE,
     WORK_CAPACITY,
     WRONG_ENTRY,
     WRONG_REASON,
     Options,
-    arguments,
     get,
     hold_off,
     mark,
     mixed,
+    program,
     put,
-    soak,
 )
 
 MODULE = "tests.soak.shm_doorbell_soak"
@@ -151,18 +145,5 @@ def run_consumer(options: Options, base: int, words: int) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run, print one JSON object, and return 0 only if no bell was lost."""
-    options = arguments(argv)
-    if options.role:
-        size = channel_size(WORK_CAPACITY, options.capacity)
-        segment = map_descriptor(os.dup(options.descriptor), size + WORDS_SIZE)
-        run = {"producer": run_producer, "consumer": run_consumer}[options.role]
-        return run(options, segment.address, segment.address + size)
-    found = soak(options, MODULE)
-    print(json.dumps(found))  # noqa: T201 - this is a program
-    return 0 if found["outcome"] == "ok" else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program(MODULE, run_producer, run_consumer))

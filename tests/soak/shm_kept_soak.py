@@ -7,8 +7,6 @@ entry when it arms, and sleeps by its own timer, or the producer sees what it is
 it in time. The producer posts at a moment that varies around the arming, as in the wait soak.
 """
 
-import json
-import os
 import sys
 
 import numpy as np
@@ -23,7 +21,6 @@ from shm.channel import (
     HOST_CHANNEL,
     bind_engine,
     bind_host,
-    channel_size,
     leave_time,
 )
 from shm.jit import entry
@@ -31,7 +28,6 @@ from shm.libc import monotonic_ns
 from shm.memory import load_64, store_64
 from shm.records import NEVER, consumer_at, producer_at, waiter_at, waker_at
 from shm.ring import claim, commit, poll
-from shm.segment import map_descriptor
 from shm.view import address_of
 from shm.wait import GATHERING, MIN_WAIT, is_time_kept, keep_time, wait_n, wake_if_crossed
 from tests.soak.shm_wait_soak import (
@@ -42,19 +38,17 @@ from tests.soak.shm_wait_soak import (
     SLEEPS,
     WAITS,
     WAKES,
-    WORDS_SIZE,
     WORK_CAPACITY,
     WRONG_COUNT,
     WRONG_ENTRY,
     WRONG_REASON,
     Options,
-    arguments,
     get,
     hold_off,
     mark,
     mixed,
+    program,
     put,
-    soak,
 )
 
 MODULE = "tests.soak.shm_kept_soak"
@@ -132,18 +126,5 @@ def run_consumer(options: Options, base: int, words: int) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run, print one JSON object, and return 0 only if no sleeper was left alone."""
-    options = arguments(argv)
-    if options.role:
-        size = channel_size(WORK_CAPACITY, options.capacity)
-        segment = map_descriptor(os.dup(options.descriptor), size + WORDS_SIZE)
-        run = {"producer": run_producer, "consumer": run_consumer}[options.role]
-        return run(options, segment.address, segment.address + size)
-    found = soak(options, MODULE)
-    print(json.dumps(found))  # noqa: T201 - this is a program
-    return 0 if found["outcome"] == "ok" else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program(MODULE, run_producer, run_consumer))

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,10 @@ class Options:
     eventfd: int = -1
 
 
+# One of the two processes: its options, the channel's address, and that of the words behind it.
+Role = Callable[[Options, int, int], int]
+
+
 def arguments(argv: list[str] | None = None) -> Options:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -257,14 +262,6 @@ def run_consumer(options: Options, base: int, words: int) -> int:
     put(words + RESULT, result)
     put(words + DONE, 1)
     return 0
-
-
-def run_role(options: Options) -> int:
-    """One of the two processes."""
-    size = channel_size(WORK_CAPACITY, options.capacity)
-    segment = map_descriptor(os.dup(options.descriptor), size + WORDS_SIZE)
-    run = {"producer": run_producer, "consumer": run_consumer}[options.role]
-    return run(options, segment.address, segment.address + size)
 
 
 def _start(
@@ -353,15 +350,20 @@ def outcome_is_bad(words: int) -> bool:
     return get(words + RESULT) != OK
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run, print one JSON object, and return 0 only if no wake-up was lost."""
+def program(module: str, producer: Role, consumer: Role, argv: list[str] | None = None) -> int:
+    """What a soak's program does: as one of its roles, that role's part; else run both, print one
+    JSON object, and return 0 only if no sleeper was left alone.
+    """
     options = arguments(argv)
-    if options.role:
-        return run_role(options)
-    found = soak(options)
-    print(json.dumps(found))  # noqa: T201 - this is a program
-    return 0 if found["outcome"] == "ok" else 1
+    if not options.role:
+        found = soak(options, module)
+        print(json.dumps(found))  # noqa: T201 - this is a program
+        return 0 if found["outcome"] == "ok" else 1
+    size = channel_size(WORK_CAPACITY, options.capacity)
+    segment = map_descriptor(os.dup(options.descriptor), size + WORDS_SIZE)
+    run = {"producer": producer, "consumer": consumer}[options.role]
+    return run(options, segment.address, segment.address + size)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program(MODULE, run_producer, run_consumer))

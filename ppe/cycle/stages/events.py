@@ -36,14 +36,14 @@ def step(engine: int) -> int:
         rings = address + RINGS
         if engine_channel_at(rings)[0]["solicited"] != 0:
             engine_channel_at(rings)[0]["solicited"] = 0
-            woken += wake_if_solicited(rings + E_PRODUCER, rings + E_WAKER)
+            crossed = wake_if_solicited(rings + E_PRODUCER, rings + E_WAKER)
         else:
             crossed = wake_if_crossed(rings + E_PRODUCER, rings + E_WAKER)
-            woken += crossed
-            if crossed == 0 and row["gathering"] == 0 and is_time_kept(rings + E_WAKER):
-                row["gathering"] = 1
-                store_32(mine["gathering"] + 4 * mine["gathering_count"], channel)
-                mine["gathering_count"] += 1
+        woken += crossed
+        if crossed == 0 and row["gathering"] == 0 and is_time_kept(rings + E_WAKER):
+            row["gathering"] = 1
+            store_32(mine["gathering"] + 4 * mine["gathering_count"], channel)
+            mine["gathering_count"] += 1
         stats = channel_stats_of(engine, channel)
         store_relaxed(stats + _COMPLETED, engine_channel_at(rings)[0]["completed"])
         store_relaxed(stats + _CHANNEL_WAKES, waker_at(rings + E_WAKER)[0]["wakes"])

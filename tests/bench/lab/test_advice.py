@@ -3,15 +3,15 @@
 import json
 import sys
 import tomllib
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 
 import pytest
 
 from bench.lab import advice, calibration, load
 from bench.lab.advise_command import AdviseCommand
-from ppe.cli import Parser
 from ppe.errors import OperatorError, UsageError
+from tests.bench import running
 from tests.bench.lab import builder
 from tests.bench.lab.simulation import Simulation
 
@@ -60,11 +60,7 @@ def families(tmp_path, machine, sweep, repeats=2, **fixed):
     return found
 
 
-def run(*words):
-    subject = AdviseCommand()
-    parser = Parser(prog="ppe advise")
-    subject.prepare_parser(parser)
-    return subject.run(parser.parse([str(word) for word in words]))
+run = partial(running.run, AdviseCommand())
 
 
 def test_two_depths_give_the_costs_that_the_machine_has(tmp_path):
@@ -204,6 +200,20 @@ def test_a_rate_is_predicted_and_beyond_capacity_it_is_said():
     assert found.iops == 5e4
     assert found.latency_s > 20 * US
     assert calibration.predict(costs, calibration.Setting(layout, 32, rate_per_s=9e4)) is None
+
+
+def test_at_a_rate_what_has_ended_is_seen_when_the_next_command_falls_due():
+    """So waiting for more holds an operation back for half an interval, or less by `min_wait`."""
+    costs, layout = calibration.Costs(8 * US, 12 * US, 0.0), calibration.Layout(1, 1)
+
+    def latency(**more):
+        setting = calibration.Setting(layout, 32, rate_per_s=1e4, **more)
+        return calibration.predict(costs, setting).latency_s
+
+    alone = latency()
+    assert latency(wait_n=8) == pytest.approx(alone + 50 * US)
+    assert latency(wait_n=8, min_wait_s=20 * US) == pytest.approx(alone + 20 * US)
+    assert latency(wait_n=8, sessions=2) == pytest.approx(alone + 100 * US)
 
 
 def test_roles_on_one_core_are_one_station():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ import host.inline  # noqa: F401 - compiles while tests are collected, where no 
 import iscsi.session.doors  # noqa: F401 - the same
 from bench.lab import builtin
 from bench.lab.command import ExperimentCommand
-from ppe.cli import Parser
 from ppe.errors import ConfigError, OperatorError, UsageError
+from tests.bench import running
 from tests.bench.lab.trees import descendants
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -39,11 +40,7 @@ shared = true
 WAIT_S = 90
 
 
-def run(*words):
-    subject = ExperimentCommand()
-    parser = Parser(prog="ppe experiment")
-    subject.prepare_parser(parser)
-    return subject.run(parser.parse(list(map(str, words))))
+run = partial(running.run, ExperimentCommand())
 
 
 def started(*words):

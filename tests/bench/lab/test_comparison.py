@@ -1,23 +1,20 @@
 """Two result sets, point by point, through the command and through the API."""
 
 import json
+from functools import partial
 
 import pytest
 
 from bench.lab import comparison, load
 from bench.lab.compare_command import CompareCommand
-from ppe.cli import Parser
 from ppe.errors import OperatorError, UsageError
+from tests.bench import running
 from tests.bench.lab import builder
 
 SWEEP = {"placement": ["inline", "stream"], "depth": [1, 32]}
 
 
-def run(*words):
-    subject = CompareCommand()
-    parser = Parser(prog="ppe experiment compare")
-    subject.prepare_parser(parser)
-    return subject.run(parser.parse([str(word) for word in words]))
+run = partial(running.run, CompareCommand())
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+from functools import partial
 from html.parser import HTMLParser
 
 import pytest
@@ -12,8 +13,8 @@ import pytest
 from bench.lab import results
 from bench.lab.report import drawing, html, sections
 from bench.lab.report_command import ReportCommand
-from ppe.cli import Parser
 from ppe.errors import OperatorError
+from tests.bench import running
 from tests.bench.lab import builder
 
 pytestmark = pytest.mark.slow
@@ -67,11 +68,7 @@ class Page(HTMLParser):
             self.figures[-1]["text"] += data
 
 
-def run(*words):
-    subject = ReportCommand()
-    parser = Parser(prog="ppe experiment report")
-    subject.prepare_parser(parser)
-    return subject.run(parser.parse([str(word) for word in words]))
+run = partial(running.run, ReportCommand())
 
 
 @pytest.fixture

@@ -360,12 +360,16 @@ def kept_waits(
     batches: Iterable[int],
     capacity: int = 4,
     min_wait: int = 1,
+    look: str = "wait.wake_if_crossed",
     **more: Any,
 ) -> Model:
-    """The same where the producer keeps the time of the minimum waits: nobody else ends them."""
+    """The same where the producer keeps the time of the minimum waits: nobody else ends them.
+
+    `look` is how it looks for a crossing after each batch.
+    """
     wants, sizes = tuple(wants), tuple(batches)
     is_time_kept, keep_time = code["wait.is_time_kept"], code["wait.keep_time"]
-    post, wake_if_crossed = code["ring.post"], code["wait.wake_if_crossed"]
+    post, wake_if_due = code["ring.post"], code[look]
 
     def produce(private: Private) -> Steps:
         number = 0
@@ -374,7 +378,7 @@ def kept_waits(
                 number += 1
                 yield from fill_entry(number)
                 yield from post(PRODUCER, ENTRY, 1)
-            crossed = yield from wake_if_crossed(PRODUCER, WAKER)
+            crossed = yield from wake_if_due(PRODUCER, WAKER)
             if crossed or not (yield from is_time_kept(WAKER)):
                 continue
             now = yield from PRIMITIVES["monotonic_ns"]()
