@@ -120,7 +120,7 @@ class Guest:
         """Ask the agent; what goes wrong is told with why: QEMU's end, or the kernel's words."""
         try:
             return ask(*arguments)
-        except GuestFailed as error:
+        except (GuestFailed, OSError) as error:
             self._check_alive()
             raise GuestFailed(f"{error}; {self.kernel()}") from error
 

@@ -14,7 +14,7 @@ from tests.guest.machine import QEMU_TOOLS
 from tests.interop import testcu
 from tests.interop.serve import IQN, Served, engine
 from tests.interop.test_guest_file_system import FIO, FIO_RAW, SIZE, SUMS
-from tests.iscsi.session.relay import Relay
+from tests.iscsi.session.relay import DOWN, Relay
 from tests.iscsi.session.tgt import free_port
 
 pytestmark = [
@@ -150,7 +150,7 @@ def test_writes_arrive_whatever_ib_iser_was_told(iser_guest, iser_open_iscsi, on
 
 def test_a_cut_connection_comes_back_and_nothing_is_lost(iser_guest, iser_open_iscsi, one_port):
     guest = iser_guest
-    with Relay(("127.0.0.1", one_port)) as between:
+    with Relay(("127.0.0.1", one_port), finishing=DOWN) as between:
         settings = {"node__session__timeo__replacement_timeout": 120}
         with iser_open_iscsi.session(IQN, between.port, **settings) as disks:
             (disk,) = disks[0]

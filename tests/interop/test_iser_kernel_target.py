@@ -21,7 +21,7 @@ from tests.guest.iser import ADDRESS
 from tests.guest.lio import ISER_PORT, UNIT_BYTES
 from tests.guest.machine import QEMU_TOOLS
 from tests.interop.test_guest_target import fill_and_check
-from tests.iscsi.session.relay import Relay
+from tests.iscsi.session.relay import UP, Relay
 
 pytestmark = [
     pytest.mark.rdma_guest,
@@ -138,7 +138,7 @@ def test_a_session_that_is_made_again_goes_on(iser_guest, unit):
 
 
 def test_a_cut_in_the_midst_of_writes_loses_nothing(iser_guest, unit):
-    with Relay(("127.0.0.1", iser_guest.lio_port)) as between:
+    with Relay(("127.0.0.1", iser_guest.lio_port), finishing=UP) as between:
         url = url_of(iser_guest).replace(f":{iser_guest.lio_port}/", f":{between.port}/")
         data = np.random.default_rng(9).integers(0, 256, BIG, np.uint8)
         with iscsi.open(url, queue_depth=8) as device, device.alloc(BIG) as buffer:

@@ -4,17 +4,26 @@ import contextlib
 import select
 import socket
 import threading
+import time
 from contextlib import contextmanager
 
 UP, DOWN = 0, 1  # towards the target, towards the initiator
 NEVER = 1 << 60
+LEAVING_S = 5
 
 
 class Relay:
-    """Made by `relay`. `accepted` counts connections; `up` and `down` the bytes passed in all."""
+    """`accepted` counts connections, `passed` the bytes of each way.
 
-    def __init__(self, target):
+    A cut resets both sides, but not the one named by `finishing`: that peer gets a FIN after what
+    was passed on before. For a peer behind QEMU's user network, whose libslirp (4.7, soread) ends
+    QEMU by an assertion when a connection is reset for which the guest has not yet made room.
+    """
+
+    def __init__(self, target, *, finishing=None):
         self.target = target
+        self._finishing = finishing
+        self._leaving = []
         self.server = socket.create_server(("127.0.0.1", 0))
         self.port = self.server.getsockname()[1]
         self.accepted = 0
@@ -56,12 +65,29 @@ class Relay:
 
     def _cut(self):
         for pair in self._pairs:
-            for end in pair:
-                # Nothing that waits in a buffer may reach the other side any more.
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-                end.close()
+            self._end(pair, is_reset=True)
         self._pairs.clear()
         self._left = [NEVER, NEVER]
+
+    def _end(self, pair, *, is_reset):
+        for way, end in zip((DOWN, UP), pair, strict=True):
+            if way == self._finishing:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_WR)
+                self._leaving.append(end)
+                continue
+            if is_reset:
+                # Nothing that waits in a buffer may reach the other side any more.
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            end.close()
+
+    def _drain(self, end):
+        """Read what a peer still sends that was told of the end: unread, it would be a reset."""
+        with contextlib.suppress(OSError):
+            if end.recv(65536):
+                return
+        end.close()
+        self._leaving.remove(end)
 
     def _accept(self):
         near, _ = self.server.accept()
@@ -100,17 +126,21 @@ class Relay:
             with self._lock:
                 ends = {end: pair for pair in self._pairs for end in pair}
             watched = [] if self._is_stalled else list(ends)
-            ready, _, _ = select.select([self.server, *watched], [], [], 0.02)
+            try:
+                ready, _, _ = select.select([self.server, *watched, *self._leaving], [], [], 0.02)
+            except ValueError:  # one of them was closed by `drop` in this moment
+                continue
             with self._lock:
                 for end in ready:
                     if end is self.server:
                         self._accept()
+                    elif end in self._leaving:
+                        self._drain(end)
                     elif ends[end] in self._pairs:
                         pair = ends[end]
                         if not self._pass(pair, UP if end is pair[0] else DOWN):
                             self._pairs.remove(pair)
-                            for one in pair:
-                                one.close()
+                            self._end(pair, is_reset=False)
 
     def __enter__(self):
         self._thread.start()
@@ -119,10 +149,15 @@ class Relay:
     def __exit__(self, *_):
         self._stop = True
         self._thread.join(10)
-        with self._lock:
-            self._cut()
-        self.server.close()
         assert not self._thread.is_alive(), "the relay does not end"
+        self._cut()
+        self.server.close()
+        deadline = time.monotonic() + LEAVING_S
+        while self._leaving and time.monotonic() < deadline:
+            for end in select.select(self._leaving, [], [], 0.1)[0]:
+                self._drain(end)
+        for end in self._leaving:
+            end.close()
 
 
 @contextmanager
