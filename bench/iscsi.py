@@ -24,7 +24,7 @@ from bench.iscsi_loads import (
     qemu_img,
     with_disturbance,
 )
-from bench.iscsi_peers import LUN_BYTES, Engine, Target, Tgt, bare_server, our_target
+from bench.iscsi_peers import LUN_BYTES, Engine, Target, Tgt, bare_server, our_target, target_in
 from bench.plan import Goal, Plan
 from bench.reference_build import ReferenceMissing
 
@@ -216,12 +216,15 @@ def measure(plan: Plan) -> Result:
             for client in CLIENTS:
                 spread = iscsi_scaling.Connections(plan, client, sizes.seconds, bench.quietly)
                 spread.measure(result, bench.ours("spin"), op)
-        cpu = iscsi_cpu.Cpu(plan, bench.ours("sleep"), sizes.seconds, sizes.quiet_s)
-        engines = {}
+        engines, behind = {}, {}
         for idle in ("spin", "sleep"):
             engine = Engine(folder, plan.b, idle)
             stack.callback(engine.close)
             engines[idle] = engine
+            behind[idle] = target_in(engine, plan.a)
+            stack.callback(behind[idle].close)
+        target = bench.ours("sleep")
+        cpu = iscsi_cpu.Cpu(plan, target, behind, sizes.seconds, sizes.quiet_s)
         iscsi_cpu.measure(result, cpu, engines)
     result.notes += iscsi_stages.notes(result.runs)
     return result

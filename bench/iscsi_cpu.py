@@ -32,7 +32,9 @@ VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "mover": {"placement": "datamover"},
     "mover_coalesce_1": {"placement": "datamover", "coalesce": 1},
     "stream": {"placement": "stream"},
+    "one_engine": {"placement": "datamover"},
 }
+ONE_ENGINE: Final = "one_engine"  # the variant in which it is the target's engine as well
 INLINE: Final = {"placement": "stream"}
 RATES: Final[Mapping[str, float]] = {"max": 0, "20k": 20_000, "5k": 5_000}
 # How the engine waits, and how the inline initiator does that it is compared with.
@@ -48,7 +50,8 @@ METHOD: Final = (
     "initiator has core b; with an engine, that has core b and the initiator shares core a with "
     f"the target; {SHAPE.name} random reads",
     "mover: the engine frames PDUs, the host waits for half its queue depth or 100 µs; "
-    "mover_coalesce_1: it wakes for each command; stream: the engine moves bytes",
+    "mover_coalesce_1: it wakes for each command; stream: the engine moves bytes; one_engine: as "
+    "mover, and the target (engine) has the same engine, so that core b does the work of both ends",
     "fixed rates: commands fall due at equal intervals whatever is under way, and what is late is "
     "sent at once; the pairs of a ratio are of one round, in which every variant runs once between "
     "two runs inline",
@@ -72,8 +75,10 @@ def goals() -> Iterator[Goal]:
     for whose, bound in zip(WHOSE, (HOST_BOUND, TOTAL_BOUND), strict=True):
         for waits in WAITS[:2]:
             for rate in RATES:
-                says = f"{whose} CPU per read at {rate}: engine {waits[0]} / inline {waits[1]}"
-                yield Goal(key(whose, "mover", waits, rate), "≤", bound, says)
+                waiting = f"engine {waits[0]} / inline {waits[1]}"
+                for variant, of in (("mover", ""), (ONE_ENGINE, ", of both ends")):
+                    says = f"{whose} CPU per read at {rate}{of}: {waiting}"
+                    yield Goal(key(whose, variant, waits, rate), "≤", bound, says)
 
 
 def _waiting(idle: str) -> str:
@@ -82,10 +87,13 @@ def _waiting(idle: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """The placements on the plan's cores. The target sleeps, on core a, in all of them."""
+    """The placements on the plan's cores. The target sleeps, on core a, in all of them; `behind`
+    are those whose connections the engine has, by how it waits.
+    """
 
     plan: Plan
     target: Target
+    behind: Mapping[str, Target]
     seconds: float
     quiet_s: float
 
@@ -93,6 +101,7 @@ class Cpu:
         """The initiator alone on core b, the target alone on core a."""
         a, b = self.plan.a, self.plan.b
         return self._run(
+            self.target,
             (f"inline:?idle={idle}", INLINE, rate),
             b,
             {},
@@ -103,17 +112,21 @@ class Cpu:
     def amp(self, engine: Engine, variant: str, rate: str) -> Measurement:
         """The engine alone on core b; initiator and target share core a."""
         a, b = self.plan.a, self.plan.b
+        is_both = variant == ONE_ENGINE
+        target = self.behind[engine.idle] if is_both else self.target
         with engine.running(), engine.findable() as name:
             return self._run(
+                target,
                 (name, VARIANTS[variant], rate),
                 a,
                 {"engine": engine},
-                f"engine ({variant}) on core {b}, {_waiting(engine.idle)}; "
-                f"initiator (wait_n) and target ({self.target.waits}) on core {a}",
+                f"engine ({variant}) on core {b}, {_waiting(engine.idle)}; initiator (wait_n) and "
+                f"target ({'through the same engine' if is_both else target.waits}) on core {a}",
             )
 
     def _run(
         self,
+        target: Target,
         what: tuple[str, Mapping[str, Any], str],
         core: int,
         others: Mapping[str, Process],
@@ -121,22 +134,25 @@ class Cpu:
     ) -> Measurement:
         cores = (self.plan.a, self.plan.b)
         await_quiet(cores, self.quiet_s)
-        ours = [self.target.process, *others.values()]
-        return with_disturbance(lambda: self._read(what, core, others, placement), cores, ours)
+        ours = [target.process, *others.values()]
+        return with_disturbance(
+            lambda: self._read(target, what, core, others, placement), cores, ours
+        )
 
     def _read(
         self,
+        target: Target,
         what: tuple[str, Mapping[str, Any], str],
         core: int,
         others: Mapping[str, Process],
         placement: str,
     ) -> Measurement:
-        (engine, options, rate), process = what, self.target.process
+        (engine, options, rate), process = what, target.process
         process.pin(self.plan.a)
         with (
             process.running(),
             pinned(core),
-            open_device(self.target, engine, SHAPE, **options) as device,
+            open_device(target, engine, SHAPE, **options) as device,
         ):
             result, details = load_on(
                 device,

@@ -42,6 +42,10 @@ SERVE: Final = (
     "cli._plugins = lambda: {'target': 'iscsi.tools.target:TargetCommand'};"
     "sys.exit(cli.main(sys.argv[1:]))"
 )
+_SERVE_COMMAND: Final = (
+    *(sys.executable, "-c", SERVE, "target", "serve", "--json"),
+    *("--ram", str(LUN_BYTES), "--portal", "127.0.0.1:0"),
+)
 SBIN: Final = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
 
 
@@ -180,12 +184,21 @@ def our_target(core: int, idle: str, placement: str, *, iser: bool = False) -> T
     return ready_target(start_target(core, idle, placement, iser=iser), idle, placement, iser=iser)
 
 
+def target_in(engine: "Engine", core: int) -> Target:
+    """Start our target on `core`; READ and WRITE are that engine's. Raises PeerFailed."""
+    with engine.running():
+        process = Process(
+            "our target",
+            [*_SERVE_COMMAND, "--engine", engine.engine_name, "--placement", "engine"],
+            core,
+            engine.environment,
+        )
+        return ready_target(process, "sleep", "engine")
+
+
 def start_target(core: int, idle: str, placement: str, *, iser: bool = False) -> Process:
     """The same, not waited for: `ready_target` does that."""
-    command = [sys.executable, "-c", SERVE, "target", "serve", "--json"]
-    command += ["--ram", str(LUN_BYTES), "--portal", "127.0.0.1:0"]
-    command += ["--engine", f"inline:?idle={idle}"]
-    command += ["--placement", placement]
+    command = [*_SERVE_COMMAND, "--engine", f"inline:?idle={idle}", "--placement", placement]
     if iser:
         command += ["--iser", "127.0.0.1:0", "--no-mpa-crc"]
     return Process("our target", command, core, quiet_environment())

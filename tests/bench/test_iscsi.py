@@ -1,5 +1,6 @@
 """`ppe bench iscsi`: every key has a value or a reason, and nothing it started is left."""
 
+import contextlib
 import json
 import os
 import sys
@@ -45,7 +46,7 @@ KEYS |= {
 KEYS |= {
     f"{whose}_cpu_{variant}_{waits}_{rate}"
     for whose in ("host", "total")
-    for variant in ("mover", "mover_coalesce_1", "stream")
+    for variant in ("mover", "mover_coalesce_1", "stream", "one_engine")
     for waits in ("spin_over_inline_spin", "sleep_over_inline_sleep", "spin_over_inline_sleep")
     for rate in ("max", "20k", "5k")
 }
@@ -98,7 +99,14 @@ def test_a_quick_run_measures_every_ratio_and_leaves_nothing_running(tmp_path, c
     assert all(value is not None and value > 0 for value in printed["ratios"].values())
     assert all("core" in run["placement"] for run in printed["runs"])
     text = " ".join(f"{run['name']} {run['placement']}" for run in printed["runs"])
-    for placement in ("(stream)", "(datamover)", "(engine)", "(mover)", "(mover_coalesce_1)"):
+    for placement in (
+        "(stream)",
+        "(datamover)",
+        "(engine)",
+        "(mover)",
+        "(mover_coalesce_1)",
+        "(one_engine)",
+    ):
         assert placement in text
     assert [note for note in printed["notes"] if "engine (mover)" in note and "receive" in note]
     assert len(list(tmp_path.iterdir())) == 1
@@ -361,9 +369,29 @@ def test_the_short_names_stand_for_the_datamover_with_everybody_spinning_flat_ou
 
     monkeypatch.setattr(iscsi_cpu, "rounds", rounds)
     result = Result("iscsi")
-    cpu = iscsi_cpu.Cpu(Plan(0, 1, True), None, 1.0, 0.0)
+    cpu = iscsi_cpu.Cpu(Plan(0, 1, True), None, {}, 1.0, 0.0)
     iscsi_cpu.measure(result, cpu, dict.fromkeys(iscsi_cpu.IDLES))
     found = {ratio.name: ratio.value for ratio in result.ratios}
     assert len(found) == len(result.ratios)
     assert found["host_cpu_amp_over_inline"] == pytest.approx(0.6)
     assert found["total_cpu_amp_over_inline"] == pytest.approx(1.25)
+
+
+def test_an_engine_has_both_ends_only_where_that_is_what_is_measured(monkeypatch):
+    class FakeEngine:
+        idle = "sleep"
+        running = staticmethod(contextlib.nullcontext)
+
+        def findable(self):
+            return contextlib.nullcontext("engine's name")
+
+    asked = []
+    monkeypatch.setattr(iscsi_cpu.Cpu, "_run", lambda _, *what: asked.append(what))
+    alone, behind = Target(None, "alone", "", "sleeping"), Target(None, "behind", "", "sleeping")
+    cpu = iscsi_cpu.Cpu(Plan(0, 1, True), alone, {"sleep": behind, "spin": None}, 1.0, 0.0)
+    for variant in iscsi_cpu.VARIANTS:
+        cpu.amp(FakeEngine(), variant, "max")
+    at = list(iscsi_cpu.VARIANTS).index(iscsi_cpu.ONE_ENGINE)
+    assert [what[0] for what in asked].count(behind) == 1
+    assert asked[at][0] is behind
+    assert "target (through the same engine)" in asked[at][-1]
